@@ -1,0 +1,210 @@
+"""The lab's network and the containers on it: hosts, the services that hosts meet outside, and a stranger."""
+
+from __future__ import annotations
+
+import json
+
+from lab import certificates, engine, images, settings
+from lab.settings import Machine
+from lab.shell import LabError, docker, run, step, wait_until
+
+_SSH_KEY = settings.STATE / "ssh" / "id_ed25519"
+_KNOWN_HOSTS = settings.STATE / "ssh" / "known_hosts"
+
+
+def _label() -> tuple[str, str]:
+    return ("--label", f"{settings.LABEL}={settings.ROOT}")
+
+
+def state(machine: Machine) -> str:
+    """Return docker's word for a machine's state (`running`, `exited`, …), "absent" when there is none."""
+    done = run("docker", "inspect", "--format", "{{.State.Status}}", machine.name, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "absent"
+
+
+def refuse_other_checkouts() -> None:
+    """Raise LabError when a lab of another checkout is running; remove one that is not."""
+    others: dict[str, list[str]] = {}
+    for line in docker("ps", "--all", "--filter", f"label={settings.LABEL}", "--format", "{{json .}}").splitlines():
+        container = json.loads(line)
+        root = docker("inspect", "--format", f'{{{{index .Config.Labels "{settings.LABEL}"}}}}', container["ID"])
+        if root == str(settings.ROOT):
+            continue
+        if container["State"] == "running":
+            raise LabError(f"the lab of another checkout is up.\nTake it down first: {root}/bin/lab down")
+        others.setdefault(root, []).append(container["ID"])
+    if others:
+        for containers in others.values():
+            docker("rm", "--force", "--volumes", *containers)
+        remove_volumes()
+        remove_network()
+
+
+def ensure_network() -> None:
+    """Have the lab's network."""
+    if run("docker", "network", "inspect", settings.NETWORK, check=False).returncode != 0:
+        docker(
+            *("network", "create", "--subnet", settings.SUBNET, "--gateway", settings.GATEWAY, *_label()),
+            *("--opt", "com.docker.network.bridge.name=lab0", settings.NETWORK),
+        )
+
+
+def _systemd_flags(machine: Machine) -> tuple[str, ...]:
+    """Return what a host needs to run systemd and an engine of its own, by the version of the control groups.
+
+    Not `--privileged`: it fails where the engine itself lacks CAP_SYS_RESOURCE, and these flags are all it takes.
+    """
+    flags = [
+        *("--cap-add=ALL", "--cap-drop=SYS_RESOURCE", "--device=/dev/net/tun", "--tmpfs=/run", "--tmpfs=/tmp"),
+        *("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined"),
+        *("--security-opt=systempaths=unconfined", "--env=container=docker", "--stop-signal=SIGRTMIN+3"),
+        # Nested overlay file systems need a real one below them.
+        *(
+            "--volume",
+            f"{machine.name}-docker:/var/lib/docker",
+            "--volume",
+            f"{machine.name}-containerd:/var/lib/containerd",
+        ),
+        *("--volume", f"{certificates.CA}:/lab/ca.crt:ro", "--volume", f"{_SSH_KEY}.pub:/lab/authorized_keys:ro"),
+    ]
+    if engine.cgroup_version() == 1:
+        flags += [
+            "--cgroupns=host",
+            "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw",
+            "--env=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
+        ]
+    else:
+        flags += ["--cgroupns=private"]
+    return tuple(flags)
+
+
+def _start(machine: Machine, *flags: str | None, command: tuple[str, ...] = ()) -> None:
+    """Have a machine running: created when absent or when its image is another, started when stopped."""
+    image = images.build(machine.image)
+    status = state(machine)
+    if status != "absent" and docker("inspect", "--format", "{{.Config.Image}}", machine.name) != image:
+        remove(machine)
+        status = "absent"
+    if status == "running":
+        return
+    if status != "absent":
+        docker("start", machine.name)
+        return
+    aliases = [word for name in machine.names for word in ("--network-alias", name)]
+    docker(
+        *("run", "--detach", "--name", machine.name, "--hostname", machine.name, *_label()),
+        *("--network", settings.NETWORK, "--ip", machine.address, *aliases),
+        *(flag for flag in flags if flag),
+        *(image, *command),
+    )
+
+
+def ensure_registry() -> None:
+    """Have the registry, with an address for pushes on this machine's loopback."""
+    _start(
+        settings.REGISTRY,
+        *("--publish", f"127.0.0.1:{settings.PUSH_PORT}:5000"),
+        *("--volume", "lab-registry:/var/lib/registry", "--volume", f"{certificates.FOLDER}:/tls:ro"),
+    )
+    wait_until("the registry answers", ("curl", "-fsS", f"http://localhost:{settings.PUSH_PORT}/v2/"), 20)
+
+
+def ensure_ssh_key() -> None:
+    """Have the key pair that stands for the owner's."""
+    if not _SSH_KEY.exists():
+        _SSH_KEY.parent.mkdir(parents=True, exist_ok=True)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kitestacks-lab", "-f", _SSH_KEY)
+
+
+def ensure_hosts() -> None:
+    """Have both hosts booted and reachable over ssh."""
+    command = ("/lib/systemd/systemd",)
+    if engine.cgroup_version() == 1:
+        # systemd 257 asks for this word on the kernel's command line, which in a container is its own.
+        command += ("SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",)
+    for host in settings.HOSTS:
+        _start(host, *_systemd_flags(host), command=command)
+    for host in settings.HOSTS:
+        wait_until(
+            f"{host.name} has booted",
+            (
+                "docker",
+                "exec",
+                host.name,
+                "sh",
+                "-c",
+                "systemctl is-active ssh.service && ls /etc/ssh/ssh_host_ed25519_key",
+            ),
+            60,
+        )
+    keys = [
+        f"{host.address} {docker('exec', host.name, 'cat', '/etc/ssh/ssh_host_ed25519_key.pub')}\n"
+        for host in settings.HOSTS
+    ]
+    _KNOWN_HOSTS.write_text("".join(keys))
+
+
+def ssh_command(host: str) -> list[str]:
+    """Return the words of an ssh command to a host of the lab."""
+    address = next((machine.address for machine in settings.HOSTS if machine.name == host), None)
+    if address is None:
+        known = ", ".join(machine.name for machine in settings.HOSTS)
+        raise LabError(f"there is no host {host!r}; there are {known}")
+    return [
+        *("ssh", "-i", str(_SSH_KEY), "-o", f"UserKnownHostsFile={_KNOWN_HOSTS}", "-o", "IdentitiesOnly=yes"),
+        f"{settings.SSH_USER}@{address}",
+    ]
+
+
+def remove(machine: Machine) -> None:
+    """Remove a machine with its volumes and the control groups that it leaves."""
+    identity = run("docker", "inspect", "--format", "{{.Id}}", machine.name, check=False).stdout.strip()
+    if not identity:
+        return
+    docker("rm", "--force", "--volumes", machine.name)
+    volumes = docker("volume", "ls", "--quiet", "--filter", f"name=^{machine.name}-(docker|containerd)$").splitlines()
+    if volumes:
+        docker("volume", "rm", *volumes)
+    # With version 1 of the control groups a host makes groups beside its own, and docker removes only its own.
+    run(
+        *("find", "/sys/fs/cgroup", "-depth", "-type", "d", "-path", f"*/docker/{identity}*"),
+        *("-exec", "rmdir", "{}", ";"),
+        check=False,
+    )
+
+
+def remove_volumes() -> None:
+    """Remove the volumes of the lab."""
+    names = [f"{host.name}-{what}" for host in settings.HOSTS for what in ("docker", "containerd")] + ["lab-registry"]
+    for name in names:
+        run("docker", "volume", "rm", name, check=False)
+
+
+def remove_network() -> None:
+    """Remove the lab's network."""
+    run("docker", "network", "rm", settings.NETWORK, check=False)
+
+
+def up() -> None:
+    """Have all of it: network, certificates, services, images in the registry, hosts."""
+    refuse_other_checkouts()
+    certificates.ensure()
+    ensure_ssh_key()
+    ensure_network()
+    images.build("base")
+    images.build("registry")
+    ensure_registry()
+    images.provide()
+    images.build("host")
+    images.build("tools")
+    with step("Booting the hosts"):
+        _start(settings.GUEST, "--cap-add=NET_ADMIN", "--device=/dev/net/tun")
+        ensure_hosts()
+
+
+def down() -> None:
+    """Remove every container, volume and the network of the lab."""
+    for machine in (*settings.HOSTS, settings.GUEST, *settings.SERVICES):
+        remove(machine)
+    remove_volumes()
+    remove_network()
