@@ -194,13 +194,21 @@ func TestPolicyReload(t *testing.T) {
 	}
 	var applied []*Policy
 	watcher := &PolicyWatcher{path: file, apply: func(p *Policy) error { applied = append(applied, p); return nil }}
-	write("{" + owners + `, "tests": [{"src": "tag:a", "deny": ["tag:b:22"]}]}`)
-	if err := watcher.Load(); err != nil || len(applied) != 1 {
-		t.Fatalf("first load: %v", err)
+	write("{ // a comment\n" + owners + `, "tests": [{"src": "tag:a", "deny": ["tag:b:22"]}]}`)
+	for range 2 { // a file that did not change is not loaded again
+		if err := watcher.Load(); err != nil || len(applied) != 1 {
+			t.Fatalf("first load: %v, applied %d times", err, len(applied))
+		}
 	}
 	write("{" + owners + `, "tests": [{"src": "tag:a", "accept": ["tag:b:22"]}]}`)
 	if err := watcher.Load(); err == nil || len(applied) != 1 || watcher.Status().Rejected == "" {
 		t.Errorf("a policy whose test fails was taken: %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := watcher.Load(); err == nil {
+		t.Error("a file that is gone went unnoticed")
 	}
 	write("{" + owners + "}")
 	if err := watcher.Load(); err != nil || len(applied) != 2 || watcher.Status().Rejected != "" {

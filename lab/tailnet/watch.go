@@ -47,8 +47,8 @@ func (p *PolicyWatcher) Load() error {
 		if policy, err = ParsePolicy(text); err == nil {
 			err = p.apply(policy)
 		}
-		p.text = text
 	}
+	p.text = text
 	if err != nil {
 		p.rejected = err.Error()
 		return err
