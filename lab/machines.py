@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from lab import certificates, engine, images, settings
+from lab import certificates, engine, images, settings, tailnet_files
 from lab.settings import Machine
 from lab.shell import LabError, docker, run, step, wait_until
 
 _SSH_KEY = settings.STATE / "ssh" / "id_ed25519"
+_TAILNET_STATUS = ("busybox", "wget", "-qO-", "http://127.0.0.1:8091/status")
 _KNOWN_HOSTS = settings.STATE / "ssh" / "known_hosts"
 
 
@@ -109,6 +110,30 @@ def ensure_registry() -> None:
     wait_until("the registry answers", ("curl", "-fsS", f"http://localhost:{settings.PUSH_PORT}/v2/"), 20)
 
 
+def ensure_tailnet() -> None:
+    """Have the repository that tailscale is installed from, and the server that runs the tailnet."""
+    tailnet_files.build()
+    tailnet_files.ensure_auth_keys()
+    _start(
+        settings.WEB,
+        *("--user=0", "--volume", f"{certificates.FOLDER}:/tls:ro"),
+        *("--volume", f"{settings.ROOT}/lab/web:/etc/nginx/conf.d:ro"),
+        *("--volume", f"{tailnet_files.BUILT}/repository:/srv:ro"),
+    )
+    _start(
+        settings.TAILNET,
+        *("--volume", f"{certificates.FOLDER}:/tls:ro", "--volume", f"{tailnet_files.BUILT}/control:/opt/tailnet:ro"),
+        *("--volume", f"{tailnet_files.FOLDER}:/etc/tailnet:ro", "--volume", f"{tailnet_files.POLICY}:/etc/policy:ro"),
+        *("--volume", "lab-tailnet:/var/lib/tailnet"),
+        command=(
+            *("/opt/tailnet/tailnet", "-policy=/etc/policy/policy.hujson", "-auth-keys=/etc/tailnet/auth-keys.json"),
+            *("-state=/var/lib/tailnet/state.json", "-cert=/tls/server.crt", "-key=/tls/server.key"),
+            f"-url=https://{settings.TAILNET.names[0]}",
+        ),
+    )
+    wait_until("the tailnet answers", ("docker", "exec", settings.TAILNET.name, *_TAILNET_STATUS), 20)
+
+
 def ensure_ssh_key() -> None:
     """Have the key pair that stands for the owner's."""
     if not _SSH_KEY.exists():
@@ -175,7 +200,7 @@ def remove(machine: Machine) -> None:
 
 def remove_volumes() -> None:
     """Remove the volumes of the lab."""
-    names = [f"{host.name}-{what}" for host in settings.HOSTS for what in ("docker", "containerd")] + ["lab-registry"]
+    names = [f"{host.name}-{what}" for host in settings.HOSTS for what in ("docker", "containerd")] + ["lab-registry", "lab-tailnet"]
     for name in names:
         run("docker", "volume", "rm", name, check=False)
 
@@ -195,6 +220,7 @@ def up() -> None:
     images.build("registry")
     ensure_registry()
     images.provide()
+    ensure_tailnet()
     images.build("host")
     images.build("tools")
     with step("Booting the hosts"):

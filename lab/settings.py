@@ -53,9 +53,9 @@ REGISTRY_NAMES = (
 )
 REGISTRY = Machine("lab-registry", "172.30.5.2", "registry", REGISTRY_NAMES)
 """Container registry under the upstream names."""
-WEB = Machine("lab-web", "172.30.5.3", "web", ("pkgs.tailscale.com",))
+WEB = Machine("lab-web", "172.30.5.3", "nginx-unprivileged", ("pkgs.tailscale.com",))
 """Package repository under the upstream name."""
-TAILNET = Machine("lab-tailnet", "172.30.5.4", "tailnet", (f"tailnet.{DOMAIN}",))
+TAILNET = Machine("lab-tailnet", "172.30.5.4", "base", (f"tailnet.{DOMAIN}",))
 """Stand-in for Tailscale's control server."""
 SERVICES = (REGISTRY, WEB, TAILNET)
 
