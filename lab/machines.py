@@ -143,7 +143,7 @@ def ensure_ssh_key() -> None:
 
 def ensure_hosts() -> None:
     """Have both hosts booted and reachable over ssh."""
-    command = ("/lib/systemd/systemd",)
+    command: tuple[str, ...] = ("/lib/systemd/systemd",)
     if engine.cgroup_version() == 1:
         # systemd 257 asks for this word on the kernel's command line, which in a container is its own.
         command += ("SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",)
@@ -200,7 +200,10 @@ def remove(machine: Machine) -> None:
 
 def remove_volumes() -> None:
     """Remove the volumes of the lab."""
-    names = [f"{host.name}-{what}" for host in settings.HOSTS for what in ("docker", "containerd")] + ["lab-registry", "lab-tailnet"]
+    names = [f"{host.name}-{what}" for host in settings.HOSTS for what in ("docker", "containerd")] + [
+        "lab-registry",
+        "lab-tailnet",
+    ]
     for name in names:
         run("docker", "volume", "rm", name, check=False)
 
