@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from lab import certificates, engine, images, settings, tailnet_files
@@ -28,7 +29,7 @@ def refuse_other_checkouts() -> None:
     others: dict[str, list[str]] = {}
     for line in docker("ps", "--all", "--filter", f"label={settings.LABEL}", "--format", "{{json .}}").splitlines():
         container = json.loads(line)
-        root = docker("inspect", "--format", f'{{{{index .Config.Labels "{settings.LABEL}"}}}}', container["ID"])
+        root = _label_of(container["ID"], settings.LABEL)
         if root == str(settings.ROOT):
             continue
         if container["State"] == "running":
@@ -79,25 +80,27 @@ def _systemd_flags(machine: Machine) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def _start(machine: Machine, *flags: str | None, command: tuple[str, ...] = ()) -> None:
-    """Have a machine running: created when absent or when its image is another, started when stopped."""
+def _start(machine: Machine, *flags: str, command: tuple[str, ...] = ()) -> None:
+    """Have a machine running as described: created when absent or described otherwise before, started when stopped."""
     image = images.build(machine.image)
+    aliases = [word for name in machine.names for word in ("--network-alias", name)]
+    words = (
+        *("--detach", "--name", machine.name, "--hostname", machine.name, *_label()),
+        *("--network", settings.NETWORK, "--ip", machine.address, *aliases, *flags, image, *command),
+    )
+    made_from = hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
     status = state(machine)
-    if status != "absent" and docker("inspect", "--format", "{{.Config.Image}}", machine.name) != image:
+    if status != "absent" and _label_of(machine.name, f"{settings.LABEL}.made-from") != made_from:
         remove(machine)
         status = "absent"
-    if status == "running":
-        return
-    if status != "absent":
+    if status == "absent":
+        docker("run", "--label", f"{settings.LABEL}.made-from={made_from}", *words)
+    elif status != "running":
         docker("start", machine.name)
-        return
-    aliases = [word for name in machine.names for word in ("--network-alias", name)]
-    docker(
-        *("run", "--detach", "--name", machine.name, "--hostname", machine.name, *_label()),
-        *("--network", settings.NETWORK, "--ip", machine.address, *aliases),
-        *(flag for flag in flags if flag),
-        *(image, *command),
-    )
+
+
+def _label_of(container: str, name: str) -> str:
+    return docker("inspect", "--format", f'{{{{index .Config.Labels "{name}"}}}}', container)
 
 
 def ensure_registry() -> None:
@@ -118,15 +121,19 @@ def ensure_tailnet() -> None:
         settings.WEB,
         *("--user=0", "--volume", f"{certificates.FOLDER}:/tls:ro"),
         *("--volume", f"{settings.ROOT}/lab/web:/etc/nginx/conf.d:ro"),
-        *("--volume", f"{tailnet_files.BUILT}/repository:/srv:ro"),
+        *("--volume", f"{tailnet_files.BUILT}:/srv:ro"),
     )
     _start(
         settings.TAILNET,
-        *("--volume", f"{certificates.FOLDER}:/tls:ro", "--volume", f"{tailnet_files.BUILT}/control:/opt/tailnet:ro"),
+        *("--volume", f"{certificates.FOLDER}:/tls:ro", "--volume", f"{tailnet_files.BUILT}:/opt/tailnet:ro"),
         *("--volume", f"{tailnet_files.FOLDER}:/etc/tailnet:ro", "--volume", f"{tailnet_files.POLICY}:/etc/policy:ro"),
-        *("--volume", "lab-tailnet:/var/lib/tailnet"),
+        *("--volume", "lab-tailnet:/var/lib/tailnet", "--env", f"BUILT_FROM={tailnet_files.built_from()}"),
         command=(
-            *("/opt/tailnet/tailnet", "-policy=/etc/policy/policy.hujson", "-auth-keys=/etc/tailnet/auth-keys.json"),
+            *(
+                "/opt/tailnet/control/tailnet",
+                "-policy=/etc/policy/policy.hujson",
+                "-auth-keys=/etc/tailnet/auth-keys.json",
+            ),
             *("-state=/var/lib/tailnet/state.json", "-cert=/tls/server.crt", "-key=/tls/server.key"),
             f"-url=https://{settings.TAILNET.names[0]}",
         ),

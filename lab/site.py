@@ -56,6 +56,7 @@ class _Progress:
     def __init__(self, *, show: str) -> None:
         self.show = show
         self.outcomes: list[Outcome] = []
+        self.stats: dict[str, dict[str, int]] = {}
         self._task: dict[str, Any] = {}
         self._lines: list[Outcome] = []
         self._begin = time.monotonic()
@@ -68,13 +69,18 @@ class _Progress:
             self._end_of_task()
             if kind == "playbook_on_task_start":
                 self._task = data
+        if kind == "playbook_on_stats":
+            for word in ("ok", "changed", "failures", "dark"):
+                for host, count in data.get(word, {}).items():
+                    self.stats.setdefault(host, {})[word] = count
         if kind in _OUTCOMES:
             outcome = Outcome(
                 data.get("host", ""),
                 data.get("role", "") or "",
                 data.get("task", ""),
                 _OUTCOMES[kind],
-                bool(data.get("res", {}).get("changed")),
+                # A task with no_log has no result here, only the word that Ansible prints.
+                bool(data.get("res", {}).get("changed")) or "changed: [" in event.get("stdout", ""),
                 float(data.get("duration", 0)),
             )
             self.outcomes.append(outcome)
@@ -103,6 +109,9 @@ def play(playbook: str, *options: str, show: str = "tasks", environment: dict[st
     `show`: "tasks" prints a line per task, "output" what ansible-playbook prints, "nothing" nothing.
     """
     _RUNNER.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(
+        _RUNNER / "env", ignore_errors=True
+    )  # the runner keeps an earlier run's settings there, and prefers them
     identity = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns()}"
     progress = _Progress(show=show)
     binaries = str(Path(shutil.which("ansible-playbook") or settings.ROOT / ".venv/bin/ansible-playbook").parent)
@@ -125,15 +134,11 @@ def play(playbook: str, *options: str, show: str = "tasks", environment: dict[st
         },
     )
     output = (_RUNNER / "artifacts" / identity / "stdout").read_text()
-    stats: dict[str, dict[str, int]] = {}
-    for word, hosts in (runner.stats or {}).items():
-        for host, count in hosts.items():
-            stats.setdefault(host, {})[word] = count
     return Run(
         rc=runner.rc,
         seconds=time.monotonic() - begin,
         outcomes=progress.outcomes,
-        stats=stats,
+        stats=progress.stats,
         output=output,
         deprecations=[line for line in output.splitlines() if "DEPRECAT" in line.upper() and "WARNING" in line.upper()],
     )

@@ -27,14 +27,20 @@ def build() -> None:
         run(settings.ROOT / "lab" / "tailnet" / "build", BUILT)
 
 
+def built_from() -> str:
+    """Return a name for everything that the control server was built from."""
+    return (BUILT / "control" / ".built-from").read_text().strip()
+
+
 def ensure_auth_keys() -> None:
-    """Have an auth key for each host and for the guest, in a file each: what an owner takes from the admin console."""
+    """Have an auth key for each host and for a device of the owner's, in a file each, as from the admin console."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    tags: dict[str, dict[str, list[str]]] = {}
-    for name in (*(host.name for host in settings.HOSTS), "guest"):
+    grants: dict[str, dict[str, object]] = {}
+    for name in (*(host.name for host in settings.HOSTS), settings.GUEST.name):
         file: Path = FOLDER / f"auth-key-{name}"
         if not file.exists():
             file.touch(mode=0o600)
             file.write_text(f"lab-{secrets.token_hex(16)}")
-        tags[file.read_text()] = {"tags": [f"tag:{name}"]}
-    AUTH_KEYS.write_text(json.dumps(tags))
+        owner = {"user": f"owner@{settings.DOMAIN}", "admin": True}
+        grants[file.read_text()] = owner if name == settings.GUEST.name else {"tags": [f"tag:{name}"]}
+    AUTH_KEYS.write_text(json.dumps(grants))
