@@ -29,6 +29,13 @@ def freeze(host: str) -> None:
     docker("pause", host)
 
 
+def reboot(host: str) -> None:
+    """Shut a host down cleanly and boot it again; back when it takes ssh connections."""
+    stop(host)
+    docker("start", host)
+    machines.wait_for_boot(host)
+
+
 def cut_tailnet(host: str) -> None:
     """Lose every packet that a host sends or receives over the tailnet."""
     rules = (
@@ -49,6 +56,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "power-off": power_off,
     "stop": stop,
     "freeze": freeze,
+    "reboot": reboot,
     "cut-tailnet": cut_tailnet,
     "stop-container": stop_container,
 }

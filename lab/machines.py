@@ -10,6 +10,7 @@ from lab.settings import Machine
 from lab.shell import LabError, docker, run, step, wait_until
 
 _SSH_KEY = settings.STATE / "ssh" / "id_ed25519"
+_GUEST_SOCKET = "/run/tailscaled.sock"
 _TAILNET_STATUS = ("busybox", "wget", "-qO-", "http://127.0.0.1:8091/status")
 _KNOWN_HOSTS = settings.STATE / "ssh" / "known_hosts"
 
@@ -148,6 +149,12 @@ def ensure_ssh_key() -> None:
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kitestacks-lab", "-f", _SSH_KEY)
 
 
+def wait_for_boot(host: str) -> None:
+    """Return when a host takes ssh connections."""
+    ready = "systemctl is-active ssh.service && test -e /etc/ssh/ssh_host_ed25519_key.pub"
+    wait_until(f"{host} has booted", ("docker", "exec", host, "sh", "-c", ready), 60)
+
+
 def ensure_hosts() -> None:
     """Have both hosts booted and reachable over ssh."""
     command: tuple[str, ...] = ("/lib/systemd/systemd",)
@@ -157,18 +164,7 @@ def ensure_hosts() -> None:
     for host in settings.HOSTS:
         _start(host, *_systemd_flags(host), command=command)
     for host in settings.HOSTS:
-        wait_until(
-            f"{host.name} has booted",
-            (
-                "docker",
-                "exec",
-                host.name,
-                "sh",
-                "-c",
-                "systemctl is-active ssh.service && ls /etc/ssh/ssh_host_ed25519_key",
-            ),
-            60,
-        )
+        wait_for_boot(host.name)
     keys = [
         f"{host.address} {docker('exec', host.name, 'cat', '/etc/ssh/ssh_host_ed25519_key.pub')}\n"
         for host in settings.HOSTS
@@ -186,6 +182,59 @@ def ssh_command(host: str) -> list[str]:
         *("ssh", "-i", str(_SSH_KEY), "-o", f"UserKnownHostsFile={_KNOWN_HOSTS}", "-o", "IdentitiesOnly=yes"),
         f"{settings.SSH_USER}@{address}",
     ]
+
+
+def start(host: str) -> None:
+    """Switch a host on; it takes a few seconds to boot."""
+    docker("start", host)
+
+
+def run_on(host: str, *command: str) -> str:
+    """Run a command on a host as root and return what it printed; LabError when it fails."""
+    return docker("exec", host, *command)
+
+
+def tailnet_address(host: str) -> str:
+    """Return a host's address in the tailnet."""
+    return run_on(host, "tailscale", "ip", "-4")
+
+
+def can_connect(host: str, address: str, port: int) -> bool:
+    """Tell whether a TCP connection from a host to an address opens within three seconds."""
+    attempt = ("timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
+    return run("docker", "exec", host, *attempt, check=False).returncode == 0
+
+
+def edge_services(host: str) -> dict[str, int]:
+    """Return how many healthy copies of each service a host's edge sees; empty while the edge does not answer."""
+    done = run("docker", "exec", host, "curl", "-fsS", "--max-time", "2", "http://127.0.0.1:8404/services", check=False)
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+
+
+def join_guest() -> None:
+    """Make the stranger's container a device of the owner's in the tailnet, with the same tailscale as on the hosts."""
+    unpack = "test -d /opt/tailscale || dpkg-deb -x /repository/stable/debian/pool/tailscale_*.deb /opt/tailscale"
+    run_on(settings.GUEST.name, "sh", "-c", unpack)
+    daemon = (
+        "echo $$ >/run/tailscaled.pid; exec /opt/tailscale/usr/sbin/tailscaled"
+        f" --statedir=/var/lib/tailscale --socket={_GUEST_SOCKET} --no-logs-no-support"
+    )
+    docker("exec", "--detach", settings.GUEST.name, "sh", "-c", daemon)
+    wait_until("the guest's tailscaled", ("docker", "exec", settings.GUEST.name, "test", "-S", _GUEST_SOCKET), 20)
+    _guest_tailscale(
+        *("up", "--hostname=guest", f"--login-server=https://{settings.TAILNET.names[0]}"),
+        *("--auth-key=file:/lab/auth-key", "--timeout=30s"),
+    )
+
+
+def leave_guest() -> None:
+    """Take the stranger's container out of the tailnet."""
+    _guest_tailscale("logout")
+    run_on(settings.GUEST.name, "sh", "-c", f"kill $(cat /run/tailscaled.pid); rm -f {_GUEST_SOCKET}")
+
+
+def _guest_tailscale(*words: str) -> None:
+    run_on(settings.GUEST.name, "/opt/tailscale/usr/bin/tailscale", f"--socket={_GUEST_SOCKET}", *words)
 
 
 def remove(machine: Machine) -> None:
@@ -234,8 +283,26 @@ def up() -> None:
     images.build("host")
     images.build("tools")
     with step("Booting the hosts"):
-        _start(settings.GUEST, "--cap-add=NET_ADMIN", "--device=/dev/net/tun")
+        _start(
+            settings.GUEST,
+            *("--cap-add=NET_ADMIN", "--device=/dev/net/tun", "--env=SSL_CERT_FILE=/lab/ca.crt"),
+            *(
+                "--volume",
+                f"{certificates.CA}:/lab/ca.crt:ro",
+                "--volume",
+                f"{tailnet_files.BUILT}/repository:/repository:ro",
+            ),
+            *("--volume", f"{tailnet_files.FOLDER}/auth-key-{settings.GUEST.name}:/lab/auth-key:ro"),
+        )
         ensure_hosts()
+
+
+def renew_hosts() -> None:
+    """Have bare hosts again, and a tailnet that has never seen them."""
+    for machine in (*settings.HOSTS, settings.GUEST, settings.TAILNET):
+        remove(machine)
+    run("docker", "volume", "rm", "lab-tailnet", check=False)
+    up()
 
 
 def down() -> None:

@@ -14,6 +14,7 @@ import ansible_runner
 
 from lab import settings
 
+INVENTORY = settings.ROOT / "inventories" / "lab"
 _RUNNER = settings.STATE / "runner"
 _OUTCOMES = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_unreachable": "unreachable"}
 
@@ -103,7 +104,7 @@ class _Progress:
         self._lines = []
 
 
-def play(playbook: str, *options: str, show: str = "tasks", environment: dict[str, str] | None = None) -> Run:
+def play(playbook: str, *options: str, show: str = "tasks", inventory: Path = INVENTORY) -> Run:
     """Run a playbook (a path below the checkout) against the lab.
 
     `show`: "tasks" prints a line per task, "output" what ansible-playbook prints, "nothing" nothing.
@@ -120,7 +121,7 @@ def play(playbook: str, *options: str, show: str = "tasks", environment: dict[st
         private_data_dir=str(_RUNNER),
         project_dir=str(settings.ROOT),
         playbook=playbook,
-        inventory=str(settings.ROOT / "inventories" / "lab"),
+        inventory=str(inventory),
         cmdline=" ".join(options) or None,
         ident=identity,
         quiet=True,
@@ -130,7 +131,6 @@ def play(playbook: str, *options: str, show: str = "tasks", environment: dict[st
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "ANSIBLE_DEPRECATION_WARNINGS": "true",
             "_ANSIBLE_TEMPLAR_UNTRUSTED_TEMPLATE_BEHAVIOR": "error",
-            **(environment or {}),
         },
     )
     output = (_RUNNER / "artifacts" / identity / "stdout").read_text()
