@@ -25,6 +25,12 @@ def _up(arguments: argparse.Namespace, _rest: Sequence[str]) -> int:
     return 0 if arguments.no_site else _site(arguments, ())
 
 
+def _renew(_arguments: argparse.Namespace, _rest: Sequence[str]) -> int:
+    engine.ensure()
+    machines.renew_hosts()
+    return 0
+
+
 def _down(arguments: argparse.Namespace, _rest: Sequence[str]) -> int:
     engine.ensure()
     machines.down()
@@ -103,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--fresh", action="store_true", help="build everything again, from nothing")
     up.set_defaults(run=_up)
 
+    renew = commands.add_parser("renew", help="bare hosts again, everything else stays")
+    renew.set_defaults(run=_renew)
+
     down = commands.add_parser("down", help="remove every container, network and volume of the lab")
     down.add_argument("--purge", action="store_true", help="its images, keys and built programs too")
     down.set_defaults(run=_down)
@@ -135,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run one command; return its exit status."""
     arguments, rest = _parser().parse_known_args()
-    if rest and arguments.command in ("up", "down", "status", "heal"):
+    if rest and arguments.command in ("up", "renew", "down", "status", "heal"):
         _parser().error(f"{arguments.command} does not know {' '.join(rest)}")
     try:
         return int(arguments.run(arguments, rest))

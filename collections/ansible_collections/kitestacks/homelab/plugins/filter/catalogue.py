@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue
 
@@ -11,7 +11,7 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalog
 class FilterModule:
     """Derivations of the service catalogue; each is documented in the YAML file of its name."""
 
-    def filters(self) -> Dict[str, Callable[..., Any]]:
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
             "edge_backends": _catalogue.edge_backends,

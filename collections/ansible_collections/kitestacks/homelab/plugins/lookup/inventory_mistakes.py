@@ -30,19 +30,18 @@ _raw:
 """
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import yaml
 from ansible import constants as C
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
-
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue, _preflight
 
 
-def _specs() -> Dict[str, Dict[str, Any]]:
+def _specs() -> dict[str, dict[str, Any]]:
     """Return the options of the argument specification of every role on the roles path."""
-    specs: Dict[str, Dict[str, Any]] = {}
+    specs: dict[str, dict[str, Any]] = {}
     for path in C.DEFAULT_ROLES_PATH:
         for file in sorted(Path(path).glob("*/meta/argument_specs.yml")):
             document = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -53,7 +52,7 @@ def _specs() -> Dict[str, Dict[str, Any]]:
 class LookupModule(LookupBase):
     """Collect the mistakes of the whole inventory."""
 
-    def run(self, terms: List[Any], variables: Optional[Dict[str, Any]] = None, **kwargs: Any) -> List[str]:
+    def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[str]:
         """Return the mistakes, a sentence each."""
         variables = variables or {}
         groups = variables["groups"]
@@ -61,7 +60,7 @@ class LookupModule(LookupBase):
         roles = sorted(specs)
         mistakes = _preflight.domain_mistakes(self._value(variables.get("kitestacks_domain")))
         mistakes += _preflight.group_mistakes(groups, roles)
-        known: Dict[str, Dict[str, Any]] = {}
+        known: dict[str, dict[str, Any]] = {}
         for host in groups.get("homelab", ()):
             known[host] = self._host_variables(variables["hostvars"][host], roles)
             mistakes += _preflight.variable_mistakes(host, known[host], specs)
@@ -80,12 +79,12 @@ class LookupModule(LookupBase):
     def _value(self, value: Any) -> Any:
         return self._templar.template(value)
 
-    def _host_variables(self, hostvars: Any, roles: List[str]) -> Dict[str, Any]:
+    def _host_variables(self, hostvars: Any, roles: list[str]) -> dict[str, Any]:
         """Return the host's variables that belong to a role, and how it is reached.
 
         A value that needs facts cannot be known yet and is left out.
         """
-        found: Dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for name in hostvars:
             if name != "ansible_host" and not name.startswith(tuple(f"{role}_" for role in roles)):
                 continue

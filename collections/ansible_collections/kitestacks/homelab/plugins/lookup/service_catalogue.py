@@ -34,19 +34,18 @@ _raw:
   elements: dict
 """
 
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from ansible import constants as C
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
-
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue
 
 
 class LookupModule(LookupBase):
     """Load the catalogue with the groups and the domain of the play."""
 
-    def run(self, terms: List[Any], variables: Optional[Dict[str, Any]] = None, **kwargs: Any) -> List[Any]:
+    def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[Any]:
         """Return the catalogue as one list of services."""
         variables = variables or {}
         domain = kwargs.get("domain") or self._templar.template(variables.get("kitestacks_domain"))

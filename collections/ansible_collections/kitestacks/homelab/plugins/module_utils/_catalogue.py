@@ -4,35 +4,36 @@
 """The service catalogue: one declaration per service, and what is derived from all of them.
 
 A service is declared once, in `roles/<name>/meta/service.yml`. `load` reads the declarations, joins each with its
-placement (the inventory group of its name), and refuses what is wrong with one message per mistake. Every derivation has
-the same shape: catalogue in, list out. They are pure, so that the same rows come out on every host and in every test.
+placement (the inventory group of its name), and refuses what is wrong with one message per mistake. Every derivation
+has the same shape: catalogue in, list out. They are pure, so that the same rows come out everywhere.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
-from typing import Any, Dict, List, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-Service = Dict[str, Any]
+Service = dict[str, Any]
 """One service: the keys of its declaration with their defaults, and `name`, `hosts` (in order of preference) and
 `hostname` (the full public name, None for an internal service)."""
 
-Catalogue = List[Service]
+Catalogue = list[Service]
 """Every deployed service, by name."""
 
 SIGN_IN = ("oidc", "proxy", "ldap", "native", "public")
 FAILOVER = ("both", "first", "writer")
-"""`both`: any host's copy serves, the local one first. `first`: it lives on one host. `writer`: every request goes to the
-first host whose health path says that it is the writer."""
+"""`both`: any host's copy serves, the local one first. `first`: it lives on one host. `writer`: every request goes to
+the first host whose health path says that it is the writer."""
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PATH = re.compile(r"/[^\s]*")
 
 # key: (type, default); a key without a default must be stated.
 _REQUIRED = object()
-_SCHEMA: Dict[str, Any] = {
+_SCHEMA: dict[str, Any] = {
     "title": (str, _REQUIRED),
     "description": (str, _REQUIRED),
     "section": (str, ""),
@@ -60,7 +61,7 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _check(name: str, declaration: Any) -> List[str]:
+def _check(name: str, declaration: Any) -> list[str]:
     """Return what is wrong with one declaration, a sentence each."""
     where = f"roles/{name}/meta/service.yml"
     if not isinstance(declaration, Mapping):
@@ -112,9 +113,9 @@ def build(declarations: Mapping[str, Any], groups: Mapping[str, Sequence[str]], 
     `declarations` maps a service's name to the content of its service.yml, `groups` an inventory group to its hosts in
     order. Services whose group is missing or empty are not deployed and left out. Raises CatalogueError.
     """
-    mistakes: List[str] = []
+    mistakes: list[str] = []
     catalogue: Catalogue = []
-    owners: Dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name in sorted(declarations):
         wrong = _check(name, declarations[name])
         mistakes += wrong
@@ -145,26 +146,23 @@ def load(roles_paths: Sequence[str], groups: Mapping[str, Sequence[str]], domain
     """Read every `<path>/<role>/meta/service.yml` and `build` the catalogue. Raises CatalogueError."""
     import yaml
 
-    declarations: Dict[str, Any] = {}
-    mistakes: List[str] = []
+    declarations: dict[str, Any] = {}
+    mistakes: list[str] = []
     for path in roles_paths:
-        if not os.path.isdir(path):
-            continue
-        for role in sorted(os.listdir(path)):
-            file = os.path.join(path, role, "meta", "service.yml")
-            if role in declarations or not os.path.isfile(file):
+        for file in sorted(Path(path).glob("*/meta/service.yml")):
+            role = file.parent.parent.name
+            if role in declarations:
                 continue
-            with open(file, encoding="utf-8") as stream:
-                try:
-                    declarations[role] = yaml.safe_load(stream)
-                except yaml.YAMLError as error:
-                    mistakes.append(f"roles/{role}/meta/service.yml: is not YAML: {error}")
+            try:
+                declarations[role] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                mistakes.append(f"roles/{role}/meta/service.yml: is not YAML: {error}")
     if mistakes:
         raise CatalogueError(mistakes)
     return build(declarations, groups, domain)
 
 
-def edge_backends(catalogue: Catalogue, host: str) -> List[Dict[str, Any]]:
+def edge_backends(catalogue: Catalogue, host: str) -> list[dict[str, Any]]:
     """Return what the edge of a host routes: a row per public service.
 
     Row: `name`, `title`, `hostname`, `port`, `health_path`, and `servers`, the hosts to try in order, as seen from
@@ -182,7 +180,7 @@ def edge_backends(catalogue: Catalogue, host: str) -> List[Dict[str, Any]]:
     return rows
 
 
-def portal_tiles(catalogue: Catalogue) -> List[Dict[str, Any]]:
+def portal_tiles(catalogue: Catalogue) -> list[dict[str, Any]]:
     """Return the portal's tiles: a row per public service that names a section, by section and title.
 
     Row: `name`, `title`, `description`, `section`, `icon`, `url`.
@@ -198,6 +196,6 @@ def portal_tiles(catalogue: Catalogue) -> List[Dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["section"], row["title"]))
 
 
-def required_secrets(catalogue: Catalogue) -> List[str]:
+def required_secrets(catalogue: Catalogue) -> list[str]:
     """Return the names of all secrets that deployed services need, sorted."""
     return sorted({secret for service in catalogue for secret in service["secrets"]})

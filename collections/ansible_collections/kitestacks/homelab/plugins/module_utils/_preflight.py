@@ -9,11 +9,15 @@ Every function returns sentences, one per mistake, that name the place and say w
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-
-from ansible_collections.kitestacks.homelab.plugins.module_utils._catalogue import Catalogue, required_secrets, suggestion
+from ansible_collections.kitestacks.homelab.plugins.module_utils._catalogue import (
+    Catalogue,
+    required_secrets,
+    suggestion,
+)
 
 TAILNET = "100.64.0.0/10"
 """The address range that Tailscale gives out."""
@@ -21,7 +25,7 @@ TAILNET = "100.64.0.0/10"
 _DOMAIN = re.compile(r"(?=.{4,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-def domain_mistakes(domain: Any) -> List[str]:
+def domain_mistakes(domain: Any) -> list[str]:
     """Return what is wrong with the domain below which public names live."""
     if not isinstance(domain, str) or not _DOMAIN.fullmatch(domain):
         return [
@@ -31,7 +35,7 @@ def domain_mistakes(domain: Any) -> List[str]:
     return []
 
 
-def group_mistakes(groups: Mapping[str, Sequence[str]], roles: Sequence[str]) -> List[str]:
+def group_mistakes(groups: Mapping[str, Sequence[str]], roles: Sequence[str]) -> list[str]:
     """Return what is wrong with the placement: groups that look like a misspelt service, hosts outside `homelab`."""
     mistakes = []
     homelab = list(groups.get("homelab", ()))
@@ -53,7 +57,7 @@ def group_mistakes(groups: Mapping[str, Sequence[str]], roles: Sequence[str]) ->
     return mistakes
 
 
-def variable_mistakes(host: str, variables: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> List[str]:
+def variable_mistakes(host: str, variables: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return what is wrong with one host's role variables: unknown ones, and values of the wrong type.
 
     `variables` are the host's inventory variables, `specs` maps a role to the `options` of its argument specification.
@@ -64,9 +68,7 @@ def variable_mistakes(host: str, variables: Mapping[str, Any], specs: Mapping[st
         if role is None:
             continue
         if name not in specs[role]:
-            mistakes.append(
-                f"{host}: {name} is not a variable of role {role}{suggestion(name, list(specs[role]))}"
-            )
+            mistakes.append(f"{host}: {name} is not a variable of role {role}{suggestion(name, list(specs[role]))}")
             continue
         option = {key: value for key, value in specs[role][name].items() if key not in ("description", "default")}
         option["required"] = False
@@ -75,7 +77,7 @@ def variable_mistakes(host: str, variables: Mapping[str, Any], specs: Mapping[st
     return mistakes
 
 
-def address_mistakes(host: str, address: Any, container_subnet: Any, ssh_networks: Any) -> List[str]:
+def address_mistakes(host: str, address: Any, container_subnet: Any, ssh_networks: Any) -> list[str]:
     """Return what is wrong with a host's networks.
 
     `address` is how the host is reached (a name is not looked at), `container_subnet` the network of its containers,
@@ -93,11 +95,16 @@ def address_mistakes(host: str, address: Any, container_subnet: Any, ssh_network
         try:
             subnet = netaddr.IPNetwork(container_subnet)
         except (netaddr.AddrFormatError, ValueError, TypeError):
-            return [*mistakes, f"{host}: docker_network_subnet is {container_subnet!r}; it must be like 172.31.250.0/24"]
+            return [
+                *mistakes,
+                f"{host}: docker_network_subnet is {container_subnet!r}; it must be like 172.31.250.0/24",
+            ]
         if subnet.cidr in netaddr.IPNetwork(TAILNET):
             mistakes.append(f"{host}: docker_network_subnet {subnet} lies in the tailnet's own range {TAILNET}")
         if subnet.ip != subnet.network or subnet.size < 16:
-            mistakes.append(f"{host}: docker_network_subnet {subnet} must be a network's own address and hold 16 or more")
+            mistakes.append(
+                f"{host}: docker_network_subnet {subnet} must be a network's own address and hold 16 or more"
+            )
         try:
             if netaddr.IPAddress(address) in subnet:
                 mistakes.append(f"{host}: docker_network_subnet {subnet} holds {address}, the host's own address")
@@ -106,9 +113,9 @@ def address_mistakes(host: str, address: Any, container_subnet: Any, ssh_network
     return mistakes
 
 
-def secret_mistakes(catalogue: Catalogue, variables: Mapping[str, Mapping[str, Any]]) -> List[str]:
+def secret_mistakes(catalogue: Catalogue, variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the secrets that are missing or too weak. `variables` maps a host to its inventory variables."""
-    mistakes: Dict[str, str] = {}
+    mistakes: dict[str, str] = {}
     for service in catalogue:
         for name in service["secrets"]:
             for host in service["hosts"]:
