@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible import constants as C
+from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.converters import to_bytes
 from ansible.parsing.vault import is_encrypted_file
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
-
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import (
     ARGUMENT_SPEC,
     COMPOSE_FILE,
@@ -56,7 +55,7 @@ class ActionModule(ActionBase):
     _supports_async = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the module's result; raise AnsibleActionFail for mistakes in the task or the role, before any transfer."""
+        """Return the module's result; raise AnsibleActionFail for mistakes before any transfer."""
         super().run(tmp, task_vars)
         arguments = self._validated()
         try:
@@ -112,8 +111,8 @@ class ActionModule(ActionBase):
 
     def _base(self) -> Path:
         """Return the folder above templates/ and files/: the role, or where the playbook is."""
-        role = self._task._role  # noqa: SLF001 - the builtin actions have no other way either
-        return Path(role._role_path if role else self._loader.get_basedir())  # noqa: SLF001
+        role = self._task._role
+        return Path(role._role_path if role else self._loader.get_basedir())
 
     def _sources(self, kind: str, entries: list[dict[str, Any]], exclude: list[str]) -> Iterator[dict[str, Any]]:
         """Yield the files found below the folder `kind` and those in `entries`, each once, as entries with `path`."""
@@ -122,9 +121,9 @@ class ActionModule(ActionBase):
         for place in sorted(folder.rglob("*")):
             source = place.relative_to(folder).as_posix()
             hidden = any(fnmatch.fnmatch(place.name, pattern) for pattern in _NEVER_DEPLOYED)
-            if place.is_file() and not hidden and source not in named:
-                if not any(fnmatch.fnmatch(source, pattern) for pattern in exclude):
-                    yield {"src": source, "path": place, "dest": None, "secret": False}
+            unwanted = source in named or any(fnmatch.fnmatch(source, pattern) for pattern in exclude)
+            if place.is_file() and not hidden and not unwanted:
+                yield {"src": source, "path": place, "dest": None, "secret": False}
         for entry in entries:
             try:
                 yield {**entry, "path": Path(self._find_needle(kind, entry["src"]))}
@@ -162,7 +161,7 @@ class ActionModule(ActionBase):
         search = [*task_vars.get("ansible_search_path", []), self._loader.get_basedir(), str(place.parent)]
         variables = {**task_vars, **_template_variables(source, place, dest, "ansible_managed" in task_vars)}
         templar = self._templar.copy_with_new_env(
-            searchpath=[folder for path in search for folder in (os.path.join(path, "templates"), path)],
+            searchpath=[folder for path in search for folder in (f"{path}/templates", path)],
             available_variables=variables,
         )
         try:
@@ -218,14 +217,14 @@ def _template_variables(source: str, place: Path, dest: Path, keep_managed: bool
         "template_run_date": datetime.datetime.now(),
     }
     if not keep_managed:
-        variables["ansible_managed"] = str(C.config.get_config_value("DEFAULT_MANAGED_STR"))
+        variables["ansible_managed"] = str(constants.config.get_config_value("DEFAULT_MANAGED_STR"))
     return variables
 
 
 def _service_names(content: bytes) -> tuple[str, ...]:
     """Return the services in a compose file, to foretell them where docker is not installed yet."""
     try:
-        document = yaml.load(content, Loader=_ComposeLoader)  # noqa: S506 - a SafeLoader
+        document = yaml.load(content, Loader=_ComposeLoader)
     except yaml.YAMLError as error:
         raise StackError(f"{COMPOSE_FILE} is not valid YAML after rendering: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("services") or {}, dict):

@@ -146,7 +146,7 @@ def check_name(name: str) -> None:
 
 
 def clean_path(path: str, option: str) -> str:
-    """Return `path` in its shortest form; raise StackError when it leaves the project directory or takes a name of ours."""
+    """Return `path` in its shortest form; raise StackError when it leaves the project directory or is ours."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts or not parts:
         raise StackError(f"{option}: '{path}' must be a path below the project directory, without '..'.")

@@ -54,7 +54,7 @@ class DockerUnavailableError(StackError):
 
 @dataclasses.dataclass(frozen=True)
 class Container:
-    """One row of `docker ps --all`. `image` is the reference, or the image's id when the reference now means another."""
+    """One row of `docker ps --all`. `image` is the reference, or an id when the reference now means another image."""
 
     id: str
     name: str
@@ -82,7 +82,7 @@ class Container:
 
     @property
     def health(self) -> str | None:
-        """`healthy`, `unhealthy`, `starting`, or None for a container without health check (or one that stands still)."""
+        """`healthy`, `unhealthy`, `starting`, or None for a container without health check or one that stands still."""
         if "(unhealthy)" in self.status:
             return "unhealthy"
         if "(healthy)" in self.status:
@@ -122,6 +122,8 @@ class Docker:
         self.commands += 1
         environment = {key: value for key, value in os.environ.items() if _ENVIRONMENT.fullmatch(key)}
         environment.update(LC_ALL="C", DOCKER_CLI_HINTS="false")
+        if "--remove-orphans" not in arguments:  # compose refuses both at once
+            environment["COMPOSE_IGNORE_ORPHANS"] = "true"
         deadline = None if timeout is None else time.monotonic() + timeout
         # Files, not pipes: what a killed compose leaves running must not keep us waiting for the end of a pipe.
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
@@ -177,7 +179,7 @@ class Docker:
         options = ["--ansi", "never", "--progress", "quiet", "--project-name", self.project]
         options += ["--project-directory", place]
         for name in files:
-            options += ["--file", os.path.join(place, name)]  # noqa: PTH118
+            options += ["--file", f"{place}/{name}"]
         return self.run("compose", *options, *arguments, timeout=timeout, stop_when=stop_when)
 
     def containers(self) -> list[Container]:
@@ -202,7 +204,7 @@ class Docker:
         return output.stdout.split()
 
     def model(self, directory: str) -> dict[str, Any]:
-        """Return compose's own resolved view of the compose file in `directory`; raise StackError when it is refused."""
+        """Return compose's own resolved view of the compose file in `directory`; raise StackError if it is refused."""
         output = self.compose("config", "--format", "json", directory=directory, files=["compose.yml"])
         if output.rc != 0:
             reason = output.text.replace(f"{directory}/", "").replace(directory, ".")
@@ -245,5 +247,6 @@ def _raise_if_unavailable(output: Output) -> None:
         raise DockerUnavailableError("This user may not talk to docker: run the task with 'become: true'.")
     if "'compose' is not a docker command" in text or "unknown flag: --project-name" in text or "flag: --ansi" in text:
         raise DockerUnavailableError(
-            "docker has no compose plugin on the host: install it (Debian: docker-compose, elsewhere docker-compose-plugin)."
+            "docker has no compose plugin on the host: install it "
+            "(Debian: docker-compose, elsewhere docker-compose-plugin)."
         )

@@ -76,7 +76,7 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How one path differs from what it shall be. `before`: None when absent; `after`: None when it is to be deleted."""
+    """How one path differs from what it shall be. `before`: None when absent; `after`: None when to be deleted."""
 
     path: str
     before: bytes | None
@@ -96,7 +96,7 @@ class Tree:
 
     @contextlib.contextmanager
     def lock(self, timeout: float) -> Iterator[int]:
-        """Hold the stack's lock and yield its descriptor. Raise StackError when another run keeps it for `timeout` s."""
+        """Hold the stack's lock, yield its descriptor. Raise StackError when another run keeps it for `timeout` s."""
         deadline = time.monotonic() + timeout
         while True:
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
@@ -112,8 +112,8 @@ class Tree:
                 os.close(descriptor)
                 if time.monotonic() >= deadline:
                     raise StackError(
-                        f"Another run works on {self.root} and did not end within {timeout:.0f} s. Nothing was changed. "
-                        f"Wait for it; 'fuser -v {self.root}' on the host shows who it is."
+                        f"Another run works on {self.root} and did not end within {timeout:.0f} s. "
+                        f"Nothing was changed. Wait for it; 'fuser -v {self.root}' on the host shows who it is."
                     ) from None
                 time.sleep(0.2)
         try:
@@ -184,7 +184,7 @@ class Tree:
                 place.chmod(directory.mode)
 
     def stage(self, files: Iterable[StackFile]) -> Path:
-        """Write `files` with owner and mode below `.staging/` (same file system, so that a rename puts them in place)."""
+        """Write `files` with owner and mode below `.staging/`: same file system, so a rename puts them in place."""
         self.clear_staging()
         for file in files:
             self._stage(self.root / STAGING_DIRECTORY, file)
@@ -254,7 +254,7 @@ class Tree:
                 parent.rmdir()
 
     def remove(self, manifest: Manifest, purge: bool) -> None:
-        """Remove our files, the manifest last (so that a cut-off removal goes on), and with `purge` all that there is."""
+        """Remove our files, the manifest last (a cut-off removal goes on then); with `purge` all that there is."""
         for path in manifest.files:
             place = self.root / path
             place.unlink(missing_ok=True)
@@ -274,7 +274,7 @@ class Tree:
             self.root.rmdir()  # data directories stay, and then so does the folder
 
     def read(self, path: str) -> bytes | None:
-        """Return a file's content; None when there is none. A symlink or a special file reads as empty: it is replaced."""
+        """Return a file's content, or None. A symlink or a special file reads as empty, so that it is replaced."""
         place = self.root / path
         try:
             mode = place.lstat().st_mode

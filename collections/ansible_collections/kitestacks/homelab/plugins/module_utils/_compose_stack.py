@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Brings one compose stack into its declared state: plan, deploy, verify, go back.
 
-Two rules make a run safe to cut off anywhere. What is to be done is decided from what is there (files on disk, labels and
-states of containers), never from what this run has just done. And every step that can't be seen on a container is noted in
-the manifest before it is needed: what was ours (to delete), where the previous version lies (to go back), who must reload.
+Two rules make a run safe to cut off anywhere. What is to be done is decided from what is there (files on disk, labels
+and states of containers), never from what this run has just done. And every step that can't be seen on a container is
+noted in the manifest before it is needed: what was ours (to delete), where the previous version lies (to go back), who
+must reload.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_docker import (
     FILES_LABEL,
     ONESHOT_LABEL,
+    TIMED_OUT,
     Container,
     Docker,
-    TIMED_OUT,
     DockerUnavailableError,
     Output,
 )
@@ -57,17 +58,38 @@ REDACTED = "<redacted>"
 REDACTED_CHANGED = "<redacted, changed>"
 UNTOUCHED = "Nothing was changed."
 # Keys that don't fit a one-off container in the network of another one.
-NOT_FOR_CHECK = (
-    "container_name cpu_count depends_on deploy dns dns_opt dns_search domainname expose external_links extra_hosts "
-    "healthcheck hostname links mac_address network_mode networks ports restart scale sysctls"
-).split()
+NOT_FOR_CHECK = [
+    "container_name",
+    "cpu_count",
+    "depends_on",
+    "deploy",
+    "dns",
+    "dns_opt",
+    "dns_search",
+    "domainname",
+    "expose",
+    "external_links",
+    "extra_hosts",
+    "healthcheck",
+    "hostname",
+    "links",
+    "mac_address",
+    "network_mode",
+    "networks",
+    "ports",
+    "restart",
+    "scale",
+    "sysctls",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """What we need to know of one service. `files`: the label, a hash of what it reads from the stack's files.
+    """What we need to know of one service.
 
-    `definition` is a hash of its resolved definition; `mounts`: path below the project directory -> path in the container.
+    files: the label, a hash of all that the service reads from the stack's files, and of its environment.
+    definition: a hash of its resolved definition.
+    mounts: path below the project directory -> path in the container.
     """
 
     image: str
@@ -80,7 +102,7 @@ class Service:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """What happens to a service. `action` is one of created, recreated, started, restarted, reloaded, stopped, removed."""
+    """What happens to a service: created, recreated, started, restarted, reloaded, stopped or removed, and why."""
 
     service: str
     action: str
@@ -240,7 +262,7 @@ class Stack:
     # -- what is declared --------------------------------------------------------------------------------------------
 
     def _resolve(self) -> dict[str, Any]:
-        """Let compose check the new files, away from the running ones; learn the services. {}: no docker in check mode."""
+        """Let compose check the new files away from the running ones; learn the services. {}: no docker (check mode)."""
         try:
             if not self.check_mode:
                 return self._summarise(str(self.tree.stage(self.files)))
@@ -281,7 +303,8 @@ class Stack:
             ]
             deploy = service.get("deploy") or {}
             replicas = service.get("scale", deploy.get("replicas"))
-            ignored = ("depends_on", "deploy", "scale", "pull_policy", "profiles")  # compose recreates for none of them
+            # compose recreates a container for none of these
+            ignored = ("depends_on", "deploy", "scale", "pull_policy", "profiles")
             definition = {key: value for key, value in service.items() if key not in ignored}
             self.services[name] = Service(
                 image=service.get("image", ""),
@@ -319,7 +342,8 @@ class Stack:
 
     def _reload_hash(self, service: str) -> str:
         wanted = self._reload_files(service)
-        return self.manifest.keyed_hash([self.manifest.file_hash(file) for file in self.files if file.path in wanted])
+        contents = {f.path: hashlib.sha256(f.content).hexdigest() for f in self.files if f.path in wanted}
+        return self.manifest.keyed_hash(contents)
 
     # -- what is there, and what is to be done -------------------------------------------------------------------------
 
@@ -332,7 +356,7 @@ class Stack:
             raise
 
     def _plan(self, containers: Sequence[Container], exact: bool | None = None) -> list[Action]:
-        """Return what has to happen. `exact`: the deployed files are the wanted ones, so compose itself can be asked."""
+        """Return what has to happen. `exact`: the deployed files are the wanted ones, so compose can be asked."""
         hashes: dict[str, str] | None = None
         if not self.changes if exact is None else exact:
             hashes = self.docker.config_hashes(STACK_FILES) if containers else {}
@@ -353,7 +377,7 @@ class Stack:
     def _edited(self, containers: Sequence[Container]) -> set[str]:
         """Return the services whose container was made for the wanted files, though one of them now differs on disk.
 
-        A mount of a single file would go on showing the edited one after it is replaced, until the container starts anew.
+        A mount of a single file goes on showing the edited one after it is replaced, until the container starts anew.
         """
         return {
             row.service
@@ -390,18 +414,21 @@ class Stack:
         return None
 
     def _outdated(self, name: str, service: Service, row: Container, hashes: dict[str, str] | None) -> str | None:
-        """Return why compose will replace this container. Without compose's `hashes` it is foretold from the definition."""
-        if row.image != service.image and (hashes is None or row.image.startswith("sha256:")):
+        """Return why compose will replace this container; without its `hashes` that is foretold from the definition."""
+        wanted = hashes.get(name, "") if hashes is not None else ""
+        if hashes is None:
+            before = self.manifest.services.get(name)
+            settled = before is not None and before["definition"] == service.definition
+        else:
+            settled = row.config_hash == wanted or self.manifest.accepted.get(name) == [wanted, row.config_hash]
+        # Docker shows an id in the place of a reference that has come to mean another image.
+        if row.image != service.image and (not settled or row.image.startswith("sha256:")):
             return f"image {_short(row.image)} -> {_short(service.image)}"
         if row.files_label != service.files:
             return "its files or environment changed" if row.files_label else "it was not made by compose_stack"
-        if hashes is None:
-            before = self.manifest.services.get(name)
-            return "its settings changed" if before is None or before["definition"] != service.definition else None
-        wanted = hashes.get(name, "")
-        if row.config_hash == wanted or self.manifest.accepted.get(name) == [wanted, row.config_hash]:
+        if settled:
             return None
-        return "its settings are not the declared ones"
+        return "its settings changed" if hashes is None else "its settings are not the declared ones"
 
     def _reloads(self, containers: Sequence[Container]) -> list[Action]:
         """Return the running services that have not been told of their present reload files."""
@@ -418,7 +445,7 @@ class Stack:
     # -- before anything is touched ------------------------------------------------------------------------------------
 
     def _pull(self, services: Sequence[str]) -> None:
-        """Pull images while the running containers go on; raise StackError with nothing touched when one can't be had."""
+        """Pull images while the running containers go on; raise StackError, nothing touched, when one can't be had."""
         place = str(self.tree.root / STAGING_DIRECTORY) if self.changes else None
         output = self.docker.compose("pull", "--quiet", *services, directory=place, files=[COMPOSE_FILE])
         if output.rc != 0:
@@ -482,9 +509,11 @@ class Stack:
         self.manifest.status = "deploying"
         self.manifest.restart = sorted(set(self.manifest.restart) | self._edited(containers))
         replaced = {change.path for change in self.changes}
-        for name in list(self.manifest.reloaded):
-            if replaced & (self._reload_files(name) or replaced):
-                del self.manifest.reloaded[name]
+        self.manifest.reloaded = {
+            name: noted
+            for name, noted in self.manifest.reloaded.items()
+            if self._reload_files(name) and not replaced & self._reload_files(name)
+        }
         self.manifest.files.update(self._file_entries())
         self.tree.save_manifest(self.manifest)
 
@@ -570,7 +599,7 @@ class Stack:
         }
 
     def _await(self, touched: set[str], output: Output | None) -> list[Container]:
-        """Wait until all is as declared and return the containers; raise ServiceError when it can't become so in time."""
+        """Wait until all is as declared and return the containers; raise ServiceError when that fails or takes too long."""
         deadline = time.monotonic() + (self.options.wait_timeout if output is None or output.rc == 0 else 0)
         # compose calls a finished one-shot service a failure unless another one waits for it to finish
         if (
@@ -657,8 +686,8 @@ class Stack:
                 reason += (
                     f" (last check: {self.scrub(str(probes[-1].get('Output', '')).strip())[-500:] or 'no output'})"
                 )
-        if reason.startswith(("has no", "is created")) and said:
-            reason += f": {said}"
+        if said and not any(row.name in said for row in rows if row.service == name):
+            reason += f" ({said})"  # compose stopped at something else
         others = "; ".join(f"{other} {why}" for other, why in list(reasons.items())[1:])
         message = f"service {name} {reason}" + (f"; also: {others}" if others else "")
         raise ServiceError(message, service=name, reason=reason, log=lines)
@@ -692,7 +721,7 @@ class Stack:
             message += "\nIt is a first version, so there is nothing to go back to: it is stopped, its files are kept."
         else:
             message += "\nIts files are the declared ones, so there is nothing to go back to: it is left as it is."
-        raise StackError(message, **failure.details, rolled_back=restored) from failure
+        raise StackError(message, **failure.details, changed=True, rolled_back=restored) from failure
 
     def _restore(self, old: Manifest, images: dict[str, str], files: Sequence[StackFile]) -> None:
         """Put `files` back and bring the previous version up, by image id where its tag now means another image."""
@@ -800,7 +829,7 @@ def _override(services: dict[str, Service], images: dict[str, str] | None = None
 
 
 def _mounts(service: dict[str, Any], model: dict[str, Any], place: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return what a service mounts of the project directory (path -> target), and its configs and secrets without file."""
+    """Return what a service mounts of the project directory (path -> target), and configs and secrets without file."""
     mounts = {}
     inline: dict[str, Any] = {}
     for mount in service.get("volumes") or []:
@@ -819,7 +848,7 @@ def _mounts(service: dict[str, Any], model: dict[str, Any], place: str) -> tuple
 
 
 def _is_below(path: str, folder: str) -> bool:
-    return folder == "." or path == folder or path.startswith(f"{folder}/")
+    return folder in (".", path) or path.startswith(f"{folder}/")
 
 
 def _short(image: str) -> str:
@@ -849,7 +878,7 @@ def _observed(before: Sequence[Container], after: Sequence[Container], plan: Seq
             actions.append(Action(name, "created", planned.reason if planned else "it had no container"))
         elif set(old) - set(new):
             actions.append(Action(name, "removed", planned.reason if planned else "it is no longer declared"))
-        elif planned is not None and planned.action == "restarted":
+        elif planned is not None and planned.action in ("started", "restarted"):
             actions.append(planned)
         elif any(row.state in ("created", "exited") and new[row.id].state == "running" for row in old.values()):
             actions.append(Action(name, "started", planned.reason if planned else "another service required it"))

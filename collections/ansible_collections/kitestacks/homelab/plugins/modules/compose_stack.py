@@ -12,15 +12,16 @@ version_added: 1.0.0
 description:
   - Renders the calling role's templates, ships them with its files and secrets in one transfer, and brings the compose
     project up when, and only when, something on the host is not as declared.
-  - What counts as different are the files (content, owner, mode), containers that are gone, stopped, unhealthy, of another
-    image or of other settings than declared, and services that are no longer declared.
+  - What counts as different are the files (content, owner, mode), containers that are gone, stopped, unhealthy, of
+    another image or of other settings than declared, and services that are no longer declared.
   - When the new version does not become healthy, the previous one (files, secrets and images) is put back, and the task
     fails with the reason and the last lines of the container's log.
   - A run that was cut off at any point is finished by the next one.
-  - A file that a service mounts, reads as C(env_file), C(configs) or C(secrets) is part of the service. When such a file
-    changes, this service is recreated, and no other. To that end a second compose file, C(compose.kitestacks.yml), gives
-    each service a label. Use both files when you call C(docker compose) by hand.
-  - What the stack deployed earlier and no longer contains is deleted. Other files in the project directory are left alone.
+  - A file that a service mounts, reads as C(env_file), C(configs) or C(secrets) is part of the service. When such a
+    file changes, this service is recreated, and no other. To that end a second compose file,
+    C(compose.kitestacks.yml), gives each service a label. Use both files when you call C(docker compose) by hand.
+  - What the stack deployed earlier and no longer contains is deleted. Other files in the project directory are left
+    alone.
 options:
   name:
     description: Name of the compose project and of its folder below O(project_directory).
@@ -29,9 +30,10 @@ options:
   state:
     description:
       - V(present), the stack is deployed and all its services run and are healthy.
-      - V(stopped), the stack is deployed and nothing of it runs. Use C(restart=unless-stopped) in the compose file; docker
-        starts containers with C(restart=always) again at the next boot.
-      - V(absent), containers, networks and deployed files are removed. Volumes and data directories stay, see O(purge_data).
+      - V(stopped), the stack is deployed and nothing of it runs. Use C(restart=unless-stopped) in the compose file;
+        docker starts containers with C(restart=always) again at the next boot.
+      - V(absent), containers, networks and deployed files are removed. Volumes and data directories stay, see
+        O(purge_data).
     type: str
     choices: [present, stopped, absent]
     default: present
@@ -41,8 +43,9 @@ options:
     default: /opt/kitestacks
   templates:
     description:
-      - Every file below C(templates/) of the calling role is a template of the stack. Names that end in C(.j2) are rendered
-        and lose that ending, others are copied. In a play without role it is C(templates/) beside the playbook.
+      - Every file below C(templates/) of the calling role is a template of the stack. Names that end in C(.j2) are
+        rendered and lose that ending, others are copied. In a play without role it is C(templates/) beside the
+        playbook.
       - One of the results must be C(compose.yml).
       - An entry here says more about one of them, or adds one from elsewhere.
     type: list
@@ -140,10 +143,10 @@ options:
         type: str
   reload:
     description:
-      - Services that can read some of their files anew without a restart. When only these files change, the service is sent
-        a signal instead of being recreated.
-      - Such a file must lie in a folder that the service mounts as a folder. A mount of the single file would go on showing
-        the old content; it is refused.
+      - Services that can read some of their files anew without a restart. When only these files change, the service
+        is sent a signal instead of being recreated.
+      - Such a file must lie in a folder that the service mounts as a folder. A mount of the single file would go on
+        showing the old content; it is refused.
     type: list
     elements: dict
     default: []
@@ -159,8 +162,8 @@ options:
         required: true
       check:
         description:
-          - A command that returns 0 when the new files are good. It runs before they replace the old ones, in a container of
-            its own with the service's image, mounts and environment, in the network of the running one.
+          - A command that returns 0 when the new files are good. It runs before they replace the old ones, in a
+            container of its own with the service's image, mounts and environment, in the network of the running one.
         type: list
         elements: str
         default: []
@@ -170,16 +173,16 @@ options:
         default: SIGHUP
   pull:
     description:
-      - V(missing) pulls images that are not on the host, V(always) asks the registry in each run, V(never) fails when an
-        image is not on the host.
+      - V(missing) pulls images that are not on the host, V(always) asks the registry in each run, V(never) fails when
+        an image is not on the host.
       - In any case images are pulled before anything is touched. V(always) is not carried out in check mode.
     type: str
     choices: [missing, always, never]
     default: missing
   wait_timeout:
     description:
-      - How long to wait until all services are healthy, in seconds. A container that exits or becomes unhealthy ends the
-        wait at once. So long, too, a run waits for another one that works on the same stack.
+      - How long to wait until all services are healthy, in seconds. A container that exits or becomes unhealthy ends
+        the wait at once. So long, too, a run waits for another one that works on the same stack.
     type: int
     default: 120
   rollback:
@@ -313,7 +316,6 @@ rolled_back:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import ARGUMENT_SPEC, Payload, StackError
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_stack import Options, Stack
 
