@@ -293,7 +293,11 @@ func (c *Control) view(node *Node) (*tailcfg.MapResponse, []tailcfg.NodeID) {
 	defer c.tailnet.mu.Unlock()
 	peers := c.tailnet.peersOf(node)
 	self := c.tailcfgNode(node)
-	self.Online, self.LastSeen = nil, nil // a node knows this of itself
+	self.Online, self.LastSeen = nil, nil                              // a node knows this of itself
+	self.CapMap = tailcfg.NodeCapMap{tailcfg.NodeAttrDisableUPnP: nil} // a home router must not be asked for a port by a lab
+	for _, attribute := range c.tailnet.policy.Attributes(node.Identity) {
+		self.CapMap[attribute] = nil
+	}
 	if c.tailnet.find(func(n *Node) bool { return n == node }) == nil {
 		self.KeyExpiry = time.Unix(0, 0)
 		peers = nil
@@ -342,8 +346,6 @@ func (c *Control) tailcfgNode(node *Node) *tailcfg.Node {
 		Tags:              node.Tags,
 		Online:            &online,
 		MachineAuthorized: true,
-		// A home router must not be asked for a port by a lab.
-		Capabilities: []tailcfg.NodeCapability{tailcfg.NodeAttrDisableUPnP},
 	}
 	if node.Hostinfo != nil {
 		n.Hostinfo = node.Hostinfo.View()

@@ -21,6 +21,7 @@ type Policy struct {
 	groups    map[string][]string // group name -> logins
 	tagOwners map[string][]string // tag -> selectors of those who may assign it
 	rules     []rule
+	attrs     []nodeAttr
 	tests     []policyTest
 }
 
@@ -37,6 +38,12 @@ type Identity struct {
 	User  string   `json:"user,omitempty"`
 	Admin bool     `json:"admin,omitempty"`
 	Tags  []string `json:"tags,omitempty"`
+}
+
+// nodeAttr gives node attributes, which clients read from their own node, to all nodes that a target means.
+type nodeAttr struct {
+	Target []string `json:"target"`
+	Attr   []string `json:"attr"`
 }
 
 type policyTest struct {
@@ -61,7 +68,8 @@ type policyFile struct {
 		Dst []string `json:"dst"`
 		IP  []string `json:"ip"`
 	} `json:"grants"`
-	Tests []policyTest `json:"tests"`
+	NodeAttrs []nodeAttr   `json:"nodeAttrs"`
+	Tests     []policyTest `json:"tests"`
 }
 
 // ianaProtocols maps a rule's protocol to what clients match packets against; nil means their default set.
@@ -79,7 +87,7 @@ func ParsePolicy(text []byte) (*Policy, error) {
 	if err := decoder.Decode(&file); err != nil {
 		return nil, fmt.Errorf("not a policy this server understands: %w", err)
 	}
-	policy := &Policy{groups: file.Groups, tagOwners: file.TagOwners, tests: file.Tests}
+	policy := &Policy{groups: file.Groups, tagOwners: file.TagOwners, attrs: file.NodeAttrs, tests: file.Tests}
 	var errs []error
 	fail := func(where string, err error) {
 		if err != nil {
@@ -124,6 +132,9 @@ func ParsePolicy(text []byte) (*Policy, error) {
 				}
 			}
 		}
+	}
+	for i, attr := range file.NodeAttrs {
+		fail(fmt.Sprintf("nodeAttrs[%d]", i), policy.checkSelectors(attr.Target))
 	}
 	if len(errs) == 0 { // a test of a rule that was not read would only confuse
 		for i, test := range file.Tests {
@@ -230,6 +241,18 @@ func (p *Policy) Filter(self *Node, peers []*Node) []tailcfg.FilterRule {
 		filter = append(filter, compiled)
 	}
 	return filter
+}
+
+// Attributes lists the node attributes that the policy gives to a node.
+func (p *Policy) Attributes(who Identity) (attributes []tailcfg.NodeCapability) {
+	for _, attr := range p.attrs {
+		if p.matchesAny(attr.Target, who) {
+			for _, name := range attr.Attr {
+				attributes = append(attributes, tailcfg.NodeCapability(name))
+			}
+		}
+	}
+	return attributes
 }
 
 // MayRetag tells whether a node with the current tags may take the wanted ones without signing in again.

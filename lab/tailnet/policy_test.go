@@ -117,6 +117,7 @@ func TestRefused(t *testing.T) {
 		"unknown tag":          {`"grants": [{"src": ["tag:typo"], "dst": ["tag:b"], "ip": ["*"]}]`, `grants[0]: "tag:typo" is not defined`},
 		"unknown group":        {`"acls": [{"action": "accept", "src": ["group:no"], "dst": ["tag:b:1"]}]`, `"group:no" is not defined`},
 		"unknown autogroup":    {`"grants": [{"src": ["autogroup:self"], "dst": ["tag:b"], "ip": ["*"]}]`, "autogroup:self"},
+		"attribute of nobody":  {`"nodeAttrs": [{"target": ["tag:no"], "attr": ["x"]}]`, `nodeAttrs[0]: "tag:no"`},
 		"empty source":         {`"grants": [{"dst": ["tag:b"], "ip": ["*"]}]`, "src is empty"},
 		"deny":                 {`"acls": [{"action": "deny", "src": ["*"], "dst": ["tag:b:1"]}]`, "can only accept"},
 		"no port":              {`"acls": [{"action": "accept", "src": ["*"], "dst": ["b"]}]`, "has no port"},
@@ -138,6 +139,20 @@ func TestRefused(t *testing.T) {
 				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
 		})
+	}
+}
+
+func TestAttributes(t *testing.T) {
+	policy, err := ParsePolicy([]byte("{" + owners + `, "nodeAttrs": [{"target": ["tag:a", "x@y.z"], "attr": ["one", "two"]}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []tailcfg.NodeCapability{"one", "two"}
+	for _, node := range all {
+		got := policy.Attributes(node.Identity)
+		if hit := node == nodeA || node == ops; hit && !slices.Equal(got, want) || !hit && len(got) > 0 {
+			t.Errorf("%v has %v", node.Identity, got)
+		}
 	}
 }
 
