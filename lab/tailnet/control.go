@@ -57,7 +57,9 @@ func (c *Control) upgrade(w http.ResponseWriter, r *http.Request) {
 	defer conn.Close()
 	machine := conn.Peer()
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /machine/register", func(w http.ResponseWriter, r *http.Request) { c.serveRegister(w, r, machine) })
+	mux.HandleFunc("POST /machine/register", func(w http.ResponseWriter, r *http.Request) {
+		c.serveRegister(w, r, machine)
+	})
 	mux.HandleFunc("POST /machine/map", func(w http.ResponseWriter, r *http.Request) { c.serveMap(w, r, machine) })
 	mux.HandleFunc("POST /machine/update-health", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
@@ -230,8 +232,8 @@ func (c *Control) stream(ctx context.Context, machine key.MachinePublic, req *ta
 		return err
 	}
 	if node == nil { // removed from the tailnet: its key is worth nothing, and the client asks for a sign-in
-		long := time.Unix(0, 0)
-		if err := send(&tailcfg.MapResponse{Node: &tailcfg.Node{Key: req.NodeKey, Machine: machine, KeyExpiry: long}}); err != nil {
+		expired := &tailcfg.Node{Key: req.NodeKey, Machine: machine, KeyExpiry: time.Unix(0, 0)}
+		if err := send(&tailcfg.MapResponse{Node: expired}); err != nil {
 			return err
 		}
 		<-ctx.Done()
@@ -293,8 +295,9 @@ func (c *Control) view(node *Node) (*tailcfg.MapResponse, []tailcfg.NodeID) {
 	defer c.tailnet.mu.Unlock()
 	peers := c.tailnet.peersOf(node)
 	self := c.tailcfgNode(node)
-	self.Online, self.LastSeen = nil, nil                              // a node knows this of itself
-	self.CapMap = tailcfg.NodeCapMap{tailcfg.NodeAttrDisableUPnP: nil} // a home router must not be asked for a port by a lab
+	self.Online, self.LastSeen = nil, nil // a node knows this of itself
+	// A home router must not be asked for a port by a lab.
+	self.CapMap = tailcfg.NodeCapMap{tailcfg.NodeAttrDisableUPnP: nil}
 	for _, attribute := range c.tailnet.policy.Attributes(node.Identity) {
 		self.CapMap[attribute] = nil
 	}

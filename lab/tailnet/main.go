@@ -1,5 +1,5 @@
-// Command tailnet is the lab's stand-in for the Tailscale service: a control server for real Tailscale clients, with its
-// own DERP relay and STUN server, that enforces the tailnet policy file of this repository.
+// Command tailnet is the lab's stand-in for the Tailscale service: a control server for real Tailscale clients, with
+// its own DERP relay and STUN server, that enforces the tailnet policy file of this repository.
 package main
 
 import (
@@ -109,7 +109,8 @@ func run(o options) error {
 	mux.Handle("/", control.Handler())
 
 	// Clients upgrade an HTTP/1.1 connection, so HTTP/2 is not offered.
-	public := &http.Server{Addr: o.listen, Handler: mux, TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
+	http1 := map[string]func(*http.Server, *tls.Conn, http.Handler){}
+	public := &http.Server{Addr: o.listen, Handler: mux, TLSNextProto: http1}
 	private := &http.Server{Addr: o.debug, Handler: control.DebugHandler(watcher)}
 	failed := make(chan error, 2)
 	go func() { failed <- public.ListenAndServeTLS(o.cert, o.certKey) }()
