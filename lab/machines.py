@@ -136,7 +136,7 @@ def ensure_tailnet() -> None:
                 "-auth-keys=/etc/tailnet/auth-keys.json",
             ),
             *("-state=/var/lib/tailnet/state.json", "-cert=/tls/server.crt", "-key=/tls/server.key"),
-            f"-url=https://{settings.TAILNET.names[0]}",
+            f"-url=https://{settings.TAILNET.address}",
         ),
     )
     wait_until("the tailnet answers", ("docker", "exec", settings.TAILNET.name, *_TAILNET_STATUS), 20)
@@ -222,7 +222,7 @@ def join_guest() -> None:
     docker("exec", "--detach", settings.GUEST.name, "sh", "-c", daemon)
     wait_until("the guest's tailscaled", ("docker", "exec", settings.GUEST.name, "test", "-S", _GUEST_SOCKET), 20)
     _guest_tailscale(
-        *("up", "--hostname=guest", f"--login-server=https://{settings.TAILNET.names[0]}"),
+        *("up", "--hostname=guest", f"--login-server=https://{settings.TAILNET.address}"),
         *("--auth-key=file:/lab/auth-key", "--timeout=30s"),
     )
 

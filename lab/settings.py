@@ -55,8 +55,8 @@ REGISTRY = Machine("lab-registry", "172.30.5.2", "registry", REGISTRY_NAMES)
 """Container registry under the upstream names."""
 WEB = Machine("lab-web", "172.30.5.3", "nginx-unprivileged", ("pkgs.tailscale.com",))
 """Package repository under the upstream name."""
-TAILNET = Machine("lab-tailnet", "172.30.5.4", "base", (f"tailnet.{DOMAIN}",))
-"""Stand-in for Tailscale's control server."""
+TAILNET = Machine("lab-tailnet", "172.30.5.4", "base")
+"""Stand-in for Tailscale's control server; clients know it by its address (docs/lab.md says why)."""
 SERVICES = (REGISTRY, WEB, TAILNET)
 
 GUEST = Machine("lab-guest", "172.30.5.21", "tools")
