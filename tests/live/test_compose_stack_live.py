@@ -213,6 +213,7 @@ def test_reload(live: Live) -> None:
 
 
 def test_killed_controller(live: Live) -> None:
+    live.shell(IMAGES)  # the tags, after what was done to them above
     for number in range(KILLS):
         wanted = {"version": str(number % 3 + 1), "token": f"live-token-{number}", "conf": f"good {number}"}
         process = live.start(**wanted)
