@@ -48,7 +48,7 @@ class _ComposeLoader(yaml.SafeLoader):
 _ComposeLoader.add_multi_constructor("!", lambda _loader, _suffix, _node: None)
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no types
     """Runs the module of the same name with the rendered stack as one opaque argument."""
 
     _supports_check_mode = True
@@ -224,7 +224,7 @@ def _template_variables(source: str, place: Path, dest: Path, keep_managed: bool
 def _service_names(content: bytes) -> tuple[str, ...]:
     """Return the services in a compose file, to foretell them where docker is not installed yet."""
     try:
-        document = yaml.load(content, Loader=_ComposeLoader)
+        document = yaml.load(content, Loader=_ComposeLoader)  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
         raise StackError(f"{COMPOSE_FILE} is not valid YAML after rendering: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("services") or {}, dict):

@@ -128,8 +128,8 @@ class Docker:
         # Files, not pipes: what a killed compose leaves running must not keep us waiting for the end of a pipe.
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             try:
-                process = subprocess.Popen(
-                    ["docker", *arguments],
+                process = subprocess.Popen(  # noqa: S603 - a list of words, no shell
+                    ["docker", *arguments],  # noqa: S607 - from PATH, wherever the host has it
                     cwd="/",  # else compose looks for a compose file from here upwards
                     env=environment,
                     pass_fds=self.inherit,

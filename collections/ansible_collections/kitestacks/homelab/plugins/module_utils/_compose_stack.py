@@ -262,7 +262,7 @@ class Stack:
     # -- what is declared --------------------------------------------------------------------------------------------
 
     def _resolve(self) -> dict[str, Any]:
-        """Let compose check the new files away from the running ones; learn the services. {}: no docker (check mode)."""
+        """Let compose check the new files away from the running ones, and learn the services. {}: no docker there."""
         try:
             if not self.check_mode:
                 return self._summarise(str(self.tree.stage(self.files)))
@@ -291,8 +291,8 @@ class Stack:
         for name, service in declared.items():
             if "build" in service:
                 raise StackError(
-                    f"{COMPOSE_FILE}: services.{name}.build: compose_stack deploys images and builds none. Build it before "
-                    f"this task and name the result in services.{name}.image. {UNTOUCHED}"
+                    f"{COMPOSE_FILE}: services.{name}.build: compose_stack deploys images and builds none. Build it "
+                    f"before this task and name the result in services.{name}.image. {UNTOUCHED}"
                 )
             mounts, inline = _mounts(service, model, place)
             at_run_time = self._reload_files(name)
@@ -330,9 +330,9 @@ class Stack:
                     raise StackError(f"reload: '{path}' (service {name}) is no file of this stack. {UNTOUCHED}")
                 if path in mounts:
                     raise StackError(
-                        f"reload: service {name} mounts the single file '{path}'. Such a mount keeps showing the old file "
-                        "after it is replaced, so a reload would do nothing: put the file into a folder and mount the "
-                        f"folder. {UNTOUCHED}"
+                        f"reload: service {name} mounts the single file '{path}'. Such a mount keeps showing the old "
+                        "file after it is replaced, so a reload would do nothing: put the file into a folder and mount "
+                        f"the folder. {UNTOUCHED}"
                     )
                 if not any(_is_below(path, mount) for mount in mounts):
                     raise StackError(f"reload: service {name} does not mount the folder of '{path}'. {UNTOUCHED}")
@@ -599,19 +599,13 @@ class Stack:
         }
 
     def _await(self, touched: set[str], output: Output | None) -> list[Container]:
-        """Wait until all is as declared and return the containers; raise ServiceError when that fails or takes too long."""
-        deadline = time.monotonic() + (self.options.wait_timeout if output is None or output.rc == 0 else 0)
-        # compose calls a finished one-shot service a failure unless another one waits for it to finish
-        if (
-            output is not None
-            and output.rc != 0
-            and output.rc != TIMED_OUT
-            and any(s.oneshot for s in self.services.values())
-        ):
-            deadline = time.monotonic() + self.options.wait_timeout
-            output = None
+        """Wait until all is as declared, return the containers; raise ServiceError if it fails or lasts too long."""
+        started = time.monotonic()
         while True:
             rows = self.docker.containers()
+            if output is not None and self._only_finished(rows, output):
+                output = None
+            deadline = started + (self.options.wait_timeout if output is None or output.rc == 0 else 0)
             failed, waiting = self._judge(rows)
             failed = {**failed, **self._crashing(set())} if any(row.state == "restarting" for row in rows) else failed
             if not failed and not waiting:
@@ -626,6 +620,14 @@ class Stack:
                     self._report({}, rows, output)
                 return rows
             time.sleep(POLL_SECONDS)
+
+    def _only_finished(self, rows: Sequence[Container], output: Output) -> bool:
+        """Return whether compose complains of nothing but a one-shot service that has ended well.
+
+        It does so unless another service waits for the one to finish, and then stops waiting for all the others.
+        """
+        ended = [row for row in rows if row.service in self.services and self.services[row.service].oneshot]
+        return any(f"{row.name} exited (0)" in output.stderr for row in ended)
 
     def _judge(self, rows: Sequence[Container]) -> tuple[dict[str, str], dict[str, str]]:
         """Return the services that have failed, and those that may still come, each with the reason. Culprits first."""

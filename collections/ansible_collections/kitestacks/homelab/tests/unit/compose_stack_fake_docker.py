@@ -1,12 +1,14 @@
 # Copyright: KiteStacks maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A docker for the tests of compose_stack: keeps its world in a JSON file, understands what the module says to docker.
+"""A docker for the tests of compose_stack: keeps its world in a JSON file, understands what the module says to it.
 
-Compose files must be JSON (which is YAML): without a YAML parser it starts in a few milliseconds. An image's name decides
+Compose files must be JSON (which is YAML): without a YAML parser it starts in a few milliseconds. An image's id decides
 how its containers behave: one with `crash` in its id exits, one with `sick` is unhealthy, one with `once` ends well.
 """
 
+# A process for each docker command must start quickly: without pathlib.
+# ruff: noqa: PTH103, PTH105, PTH110, PTH112, PTH118, PTH123, PTH208
 from __future__ import annotations
 
 import hashlib
@@ -149,10 +151,11 @@ def up(world, project, model, arguments):
         elif found["state"] in ("exited", "created"):
             start(found)
         if found["health"] == "unhealthy" or (found["state"] == "exited" and (found["code"] or name not in waits)):
-            bad.append(name)
+            bad.append(found)
     if bad:
         save(world)
-        die(f"container {project}-{bad[0]}-1 is unhealthy or exited")
+        how = "is unhealthy" if bad[0]["health"] else f"exited ({bad[0]['code']})"
+        die(f"container {project}-{bad[0]['service']}-1 {how}")
 
 
 def compose(world, words):

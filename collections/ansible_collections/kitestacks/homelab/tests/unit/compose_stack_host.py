@@ -1,7 +1,7 @@
 # Copyright: KiteStacks maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host for the tests of compose_stack: a folder, the fake docker on PATH, and runs of the module's code in a child."""
+"""A host for the tests of compose_stack: a folder, the fake docker on PATH, and runs that can be killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _compose_stack
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import (
@@ -52,9 +52,9 @@ class Declared:
     secret: str = "the-first-secret"
     environment: str = "PASSWORD=first-password"
     config: str = "config one"
-    extra: Optional[dict[str, Any]] = None
+    extra: dict[str, Any] | None = None
     state: str = "present"
-    services: Optional[dict[str, Any]] = None
+    services: dict[str, Any] | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     more_files: tuple[StackFile, ...] = ()
     directories: tuple[StackDirectory, ...] = (StackDirectory("data", 0o750, "1000", "1000"),)
@@ -105,6 +105,7 @@ class Host:
         monkeypatch.setenv("DOCKER_FAKE_WORLD", str(self.world_file))
         monkeypatch.setattr(_compose_stack, "STEADY_SECONDS", 0)
         monkeypatch.setattr(_compose_stack, "POLL_SECONDS", 0.01)
+        monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # no power is cut here, and it is slow
         self.docker = wrapper
         self.in_docker = False
 
@@ -199,7 +200,7 @@ class Host:
                 self.run(declared)
             except StackError:
                 os._exit(1)
-            except BaseException:  # noqa: BLE001
+            except BaseException:
                 os._exit(2)
             os._exit(0)
         _pid, status = os.waitpid(child, 0)
@@ -209,5 +210,5 @@ class Host:
         return False
 
     def _writes(self, arguments: tuple[Any, ...]) -> bool:
-        path, _mode, flags = arguments
+        _path, _mode, flags = arguments
         return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))

@@ -451,7 +451,7 @@ def test_an_unknown_owner_is_named_before_anything_is_written(host):
 
 
 def test_a_second_run_at_the_same_time_waits_and_then_says_so(deployed):
-    holder = subprocess.Popen(  # noqa: S602
+    holder = subprocess.Popen(
         f"exec 9<{deployed.root}; flock 9; echo locked; read line",
         shell=True,
         stdin=subprocess.PIPE,

@@ -62,14 +62,14 @@ def assert_serves(host: Host, declared: Declared) -> None:
 
 def reset(host: Host, world: dict) -> None:
     """Put the host back to where it was before the killed run."""
-    os.system(f"rm -rf {host.base} && cp -a {host.base}.saved {host.base}")  # noqa: S605
+    os.system(f"rm -rf {host.base} && cp -a {host.base}.saved {host.base}")
     host.world_file.write_text(json.dumps(world))
 
 
 def killed_everywhere(host: Host, declared: Declared, stride: int = 1):
     """Yield after each killed run, one for every `stride`-th step."""
     world = host.world
-    os.system(f"cp -a {host.base} {host.base}.saved")  # noqa: S605
+    os.system(f"cp -a {host.base} {host.base}.saved")
     step = 1
     while True:
         reset(host, world)
@@ -128,7 +128,7 @@ def test_killed_by_docker_after_each_command(tmp_path, monkeypatch):
     host = Host(tmp_path, monkeypatch)
     host.run(FIRST)
     world = host.world
-    os.system(f"cp -a {host.base} {host.base}.saved")  # noqa: S605
+    os.system(f"cp -a {host.base} {host.base}.saved")
     number = 0
     while True:
         number += 1
