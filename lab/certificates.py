@@ -23,8 +23,9 @@ def ensure() -> None:
     names += [settings.DOMAIN, f"*.{settings.DOMAIN}"]
     addresses = [machine.address for machine in settings.SERVICES]
     subject = ",".join([f"DNS:{name}" for name in names] + [f"IP:{address}" for address in addresses])
-    known = FOLDER / "names"
-    if known.exists() and known.read_text() == subject:
+    text = f"subjectAltName={subject}\nextendedKeyUsage=serverAuth\nauthorityKeyIdentifier=keyid\n"
+    known = FOLDER / "made-from"
+    if known.exists() and known.read_text() == text:
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not CA.exists():
@@ -40,9 +41,9 @@ def ensure() -> None:
         *("-out", FOLDER / "server.csr"),
     )
     extensions = FOLDER / "server.ext"
-    extensions.write_text(f"subjectAltName={subject}\nextendedKeyUsage=serverAuth\n")
+    extensions.write_text(text)
     run(
         *("openssl", "x509", "-req", "-in", FOLDER / "server.csr", "-CA", CA, "-CAkey", FOLDER / "ca.key"),
         *("-CAcreateserial", "-days", _DAYS, "-extfile", extensions, "-out", FOLDER / "server.crt"),
     )
-    known.write_text(subject)  # last: a certificate that was cut off is made again
+    known.write_text(text)  # last: a certificate that was cut off is made again
