@@ -127,7 +127,10 @@ services = st.dictionaries(
 def test_every_deployed_public_service_has_exactly_one_route_on_every_host(drawn: dict[str, dict[str, object]]) -> None:
     declarations = {
         name: {
-            "title": value["title"], "description": "d", "section": "s", "failover": "both",
+            "title": value["title"],
+            "description": "d",
+            "section": "s",
+            "failover": "both",
             **({"public_name": name, "port": 80, "health_path": "/", "sign_in": "public"} if value["public"] else {}),
         }
         for name, value in drawn.items()
