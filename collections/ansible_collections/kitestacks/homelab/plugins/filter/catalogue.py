@@ -14,7 +14,10 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "dns_records": _catalogue.dns_records,
             "edge_backends": _catalogue.edge_backends,
+            "oidc_applications": _catalogue.oidc_applications,
             "portal_tiles": _catalogue.portal_tiles,
             "required_secrets": _catalogue.required_secrets,
+            "tunnel_ingress": _catalogue.tunnel_ingress,
         }

@@ -44,7 +44,22 @@ _SCHEMA: dict[str, Any] = {
     "sign_in": (str, None),
     "failover": (str, "first"),
     "secrets": (list, ()),
+    "sso": (dict, None),
 }
+
+# What `sso` may say, by how the service signs its users in.
+_SSO: dict[str, set[str]] = {
+    "oidc": {"groups", "redirect_paths"},
+    "proxy": {"groups", "unauthenticated_paths"},
+    "ldap": {"groups"},
+    "native": {"groups"},
+    "public": set(),
+}
+
+EDGE_URL = "http://edge:8080"
+"""Where the connector of the tunnel sends every public name: the edge of its own host."""
+EDGE_INNER_URL = "http://edge:8082"
+"""Where Authentik's proxy sends a request that it has let through: the edge's inner port, which knows no sign-in."""
 
 
 class CatalogueError(Exception):
@@ -99,11 +114,36 @@ def _check(name: str, declaration: Any) -> list[str]:
         value = declaration.get(key)
         if value is not None and value not in choices:
             mistakes.append(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}")
+    if declaration.get("sign_in") in SIGN_IN:
+        mistakes += _check_sso(where, declaration["sign_in"], declaration.get("sso") or {})
     mistakes += [
         f"{where}: secrets has {secret!r}; a secret is named like a variable of the role, {name}_<x>"
         for secret in declaration.get("secrets", ())
         if not isinstance(secret, str) or not secret.startswith(f"{name}_")
     ]
+    return mistakes
+
+
+def _check_sso(where: str, sign_in: str, sso: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the `sso` of a service, a sentence each."""
+    known = _SSO[sign_in]
+    mistakes = [
+        f"{where}: sso.{key} is not for a service with sign_in {sign_in}{suggestion(str(key), sorted(known))}"
+        for key in sso
+        if key not in known
+    ]
+    if sign_in == "oidc" and not sso.get("redirect_paths"):
+        mistakes.append(f"{where}: sso.redirect_paths is missing; a service with sign_in oidc needs it")
+    for key in sorted(known & set(sso)):
+        value = sso[key]
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            mistakes.append(f"{where}: sso.{key} is {value!r}; it must be a list of texts")
+        elif key.endswith("_paths"):
+            mistakes += [
+                f"{where}: sso.{key} has {path!r}; a path must begin with a slash and have no spaces"
+                for path in value
+                if not _PATH.fullmatch(path)
+            ]
     return mistakes
 
 
@@ -194,6 +234,72 @@ def portal_tiles(catalogue: Catalogue) -> list[dict[str, Any]]:
         if service["hostname"] is not None and service["section"]
     ]
     return sorted(rows, key=lambda row: (row["section"], row["title"]))
+
+
+def tunnel_ingress(catalogue: Catalogue, edge_url: str = EDGE_URL) -> list[dict[str, Any]]:
+    """Return the tunnel's ingress rules: a row per public service, all to the edge of the connector's own host.
+
+    Row: `hostname`, `service`. The rule for everything else is added by `cloudflare_tunnel_config`.
+    """
+    return [{"hostname": service["hostname"], "service": edge_url} for service in catalogue if service["hostname"]]
+
+
+def dns_records(catalogue: Catalogue, tunnel_id: str) -> list[dict[str, Any]]:
+    """Return the zone's records: a proxied CNAME to the tunnel per public service.
+
+    Row: `name`, `type`, `content`, `proxied`, `comment`.
+    """
+    return [
+        {
+            "name": service["hostname"],
+            "type": "CNAME",
+            "content": f"{tunnel_id}.cfargotunnel.com",
+            "proxied": True,
+            "comment": service["title"],
+        }
+        for service in catalogue
+        if service["hostname"]
+    ]
+
+
+def oidc_applications(catalogue: Catalogue, client_secrets: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Return Authentik's applications: a row per public service that is not `public`.
+
+    Row: `slug`, `name`, `group`, `meta_launch_url`, `groups`, and `provider`, which a service that keeps its own
+    sign-in (`native`, `ldap`) has none of: its application is a tile. `client_secrets` maps a service's name to the
+    secret of its OAuth2 provider; without one Authentik makes it.
+    """
+    rows = []
+    for service in catalogue:
+        if not service["hostname"] or service["sign_in"] == "public":
+            continue
+        url = f"https://{service['hostname']}"
+        sso = service["sso"] or {}
+        row = {
+            "slug": service["name"],
+            "name": service["title"],
+            "group": service["section"],
+            "meta_launch_url": url,
+            "groups": list(sso.get("groups", ())),
+        }
+        if service["sign_in"] == "oidc":
+            row["provider"] = {
+                "type": "oauth2",
+                "client_id": service["name"],
+                "redirect_uris": [{"url": url + path} for path in sso["redirect_paths"]],
+            }
+            if client_secrets and service["name"] in client_secrets:
+                row["provider"]["client_secret"] = client_secrets[service["name"]]
+        elif service["sign_in"] == "proxy":
+            row["provider"] = {
+                "type": "proxy",
+                "mode": "proxy",
+                "external_host": url,
+                "internal_host": EDGE_INNER_URL,
+                "skip_path_regex": "\n".join(f"^{re.escape(path)}" for path in sso.get("unauthenticated_paths", ())),
+            }
+        rows.append(row)
+    return rows
 
 
 def required_secrets(catalogue: Catalogue) -> list[str]:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue
 from hypothesis import given
@@ -19,6 +21,7 @@ WIKI = {
     "sign_in": "oidc",
     "failover": "writer",
     "secrets": ["wiki_token"],
+    "sso": {"redirect_paths": ["/oidc/callback"], "groups": ["kitestacks-users"]},
 }
 GROUPS = {"wiki": ["monk", "kscloud1"], "homelab": ["monk", "kscloud1"]}
 
@@ -46,6 +49,14 @@ def test_a_service_without_hosts_is_not_deployed(groups: dict[str, list[str]]) -
         ({"port": 70000}, "port is 70000; it must be from 1 to 65535"),
         ({"port": None}, "port is missing; a service with a public_name needs it"),
         ({"sign_in": None}, "sign_in is missing"),
+        ({"sso": None}, "sso.redirect_paths is missing; a service with sign_in oidc needs it"),
+        ({"sso": {"redirect_paths": ["cb"]}}, "sso.redirect_paths has 'cb'; a path must begin with a slash"),
+        ({"sso": {"redirect_paths": "/cb"}}, "sso.redirect_paths is '/cb'; it must be a list of texts"),
+        ({"sso": {**WIKI["sso"], "redirect_path": []}}, "sso.redirect_path is not for a service with sign_in oidc"),
+        (
+            {"sign_in": "public", "sso": {"redirect_paths": ["/a"]}},
+            "sso.redirect_paths is not for a service with sign_in public",
+        ),
         ({"sign_in": "saml"}, "sign_in is 'saml'; it must be one of oidc, proxy, ldap, native, public"),
         ({"failover": "maybe"}, "failover is 'maybe'; it must be one of both, first, writer"),
         ({"public_name": "Wiki"}, "public_name is 'Wiki'; it must be one label"),
@@ -109,13 +120,53 @@ def test_secrets_of_deployed_services_only() -> None:
     assert _catalogue.required_secrets(catalogue) == ["wiki_token"]
 
 
-names = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)
+def test_an_application_with_its_provider() -> None:
+    catalogue = _catalogue.build({"wiki": WIKI}, GROUPS, "example.org")
+    assert _catalogue.oidc_applications(catalogue, {"wiki": "hidden", "other": "x"}) == [
+        {
+            "slug": "wiki",
+            "name": "Wiki",
+            "group": "Knowledge",
+            "meta_launch_url": "https://wiki.example.org",
+            "groups": ["kitestacks-users"],
+            "provider": {
+                "type": "oauth2",
+                "client_id": "wiki",
+                "client_secret": "hidden",
+                "redirect_uris": [{"url": "https://wiki.example.org/oidc/callback"}],
+            },
+        }
+    ]
+
+
+def test_a_service_behind_the_proxy() -> None:
+    wiki = {**WIKI, "sign_in": "proxy", "sso": {"unauthenticated_paths": ["/api/push/", "/a.b"]}}
+    (row,) = _catalogue.oidc_applications(_catalogue.build({"wiki": wiki}, GROUPS, "example.org"))
+    assert row["provider"] == {
+        "type": "proxy",
+        "mode": "proxy",
+        "external_host": "https://wiki.example.org",
+        "internal_host": "http://edge:8082",
+        "skip_path_regex": "^/api/push/\n^/a\\.b",
+    }
+
+
+def _declaration(name: str, drawn: dict[str, Any]) -> dict[str, Any]:
+    """Return a valid declaration of a service from what was drawn."""
+    declaration = {"title": drawn["title"], "description": "d", "section": "s", "failover": "both"}
+    if drawn["sign_in"] is not None:
+        declaration |= {"public_name": name, "port": 80, "health_path": "/", "sign_in": drawn["sign_in"]}
+    if drawn["sign_in"] == "oidc":
+        declaration["sso"] = {"redirect_paths": ["/callback"]}
+    return declaration
+
+
 services = st.dictionaries(
-    names,
+    st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True),
     st.fixed_dictionaries(
         {
             "title": st.text(min_size=1, max_size=8),
-            "public": st.booleans(),
+            "sign_in": st.sampled_from([None, *_catalogue.SIGN_IN]),
             "hosts": st.lists(st.sampled_from(["monk", "kscloud1"]), unique=True),
         }
     ),
@@ -123,29 +174,47 @@ services = st.dictionaries(
 )
 
 
-@given(services)
-def test_every_deployed_public_service_has_exactly_one_route_on_every_host(drawn: dict[str, dict[str, object]]) -> None:
-    declarations = {
-        name: {
-            "title": value["title"],
-            "description": "d",
-            "section": "s",
-            "failover": "both",
-            **({"public_name": name, "port": 80, "health_path": "/", "sign_in": "public"} if value["public"] else {}),
-        }
-        for name, value in drawn.items()
+def _names(catalogue: _catalogue.Catalogue) -> dict[str, list[str]]:
+    """Return the public names in what is derived, in order; of applications their slugs."""
+    return {
+        "edge": [row["hostname"] for row in _catalogue.edge_backends(catalogue, "monk")],
+        "ingress": [row["hostname"] for row in _catalogue.tunnel_ingress(catalogue)],
+        "records": [row["name"] for row in _catalogue.dns_records(catalogue, "id")],
+        "tiles": sorted(row["url"].removeprefix("https://") for row in _catalogue.portal_tiles(catalogue)),
+        "applications": [row["slug"] for row in _catalogue.oidc_applications(catalogue)],
     }
+
+
+@given(services, st.randoms())
+def test_all_that_is_derived_agrees(drawn: dict[str, Any], random: Any) -> None:
+    """Each public name has one route, rule, record and tile, and one application or says that it is public."""
+    declarations = {name: _declaration(name, value) for name, value in drawn.items()}
     groups = {name: value["hosts"] for name, value in drawn.items()}
     catalogue = _catalogue.build(declarations, groups, "example.org")
-    wanted = sorted(name for name, value in drawn.items() if value["public"] and value["hosts"])
+    public = sorted(name for name, value in drawn.items() if value["sign_in"] and value["hosts"])
+    hostnames = [f"{name}.example.org" for name in public]
+    derived = _names(catalogue)
+    assert derived.pop("applications") == [name for name in public if drawn[name]["sign_in"] != "public"]
+    for names in derived.values():
+        assert names == hostnames
+
+    shuffled = list(declarations.items())
+    random.shuffle(shuffled)
+    assert _catalogue.build(dict(shuffled), groups, "example.org") == catalogue
+
+    for gone in public:
+        rest = _names(_catalogue.build(declarations, {**groups, gone: []}, "example.org"))
+        before = _names(catalogue)
+        for kind, names in before.items():
+            assert rest[kind] == [name for name in names if name not in (gone, f"{gone}.example.org")]
+
+
+@given(services)
+def test_every_edge_tries_its_own_copy_first(drawn: dict[str, Any]) -> None:
+    declarations = {name: _declaration(name, value) for name, value in drawn.items()}
+    groups = {name: value["hosts"] for name, value in drawn.items()}
+    catalogue = _catalogue.build(declarations, groups, "example.org")
     for host in ("monk", "kscloud1"):
-        rows = _catalogue.edge_backends(catalogue, host)
-        assert [row["name"] for row in rows] == wanted
-        assert all(set(row["servers"]) == set(drawn[row["name"]]["hosts"]) for row in rows)
-        assert all(row["servers"][0] == host for row in rows if host in row["servers"])
-    assert sorted(tile["name"] for tile in _catalogue.portal_tiles(catalogue)) == wanted
-    for gone in wanted:
-        rest = _catalogue.build(declarations, {**groups, gone: []}, "example.org")
-        assert [row["name"] for row in _catalogue.edge_backends(rest, "monk")] == [
-            name for name in wanted if name != gone
-        ]
+        for row in _catalogue.edge_backends(catalogue, host):
+            assert set(row["servers"]) == set(drawn[row["name"]]["hosts"])
+            assert row["servers"][0] == host or host not in row["servers"]
