@@ -114,8 +114,7 @@ def _check(name: str, declaration: Any) -> list[str]:
         value = declaration.get(key)
         if value is not None and value not in choices:
             mistakes.append(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}")
-    if declaration.get("sign_in") in SIGN_IN:
-        mistakes += _check_sso(where, declaration["sign_in"], declaration.get("sso") or {})
+    mistakes += _check_sso(where, declaration.get("sign_in"), declaration.get("sso") or {})
     mistakes += [
         f"{where}: secrets has {secret!r}; a secret is named like a variable of the role, {name}_<x>"
         for secret in declaration.get("secrets", ())
@@ -124,8 +123,10 @@ def _check(name: str, declaration: Any) -> list[str]:
     return mistakes
 
 
-def _check_sso(where: str, sign_in: str, sso: Mapping[str, Any]) -> list[str]:
+def _check_sso(where: str, sign_in: Any, sso: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the `sso` of a service, a sentence each."""
+    if sign_in not in SIGN_IN:
+        return []  # said already
     known = _SSO[sign_in]
     mistakes = [
         f"{where}: sso.{key} is not for a service with sign_in {sign_in}{suggestion(str(key), sorted(known))}"
