@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from . import _http
 from ._http import ApiError, Client, Response
-from ._reconcile import Action, Document, Kind, changes, diff, resolve
+from ._reconcile import Action, Document, Documents, Kind, changes, diff, resolve
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -33,7 +33,7 @@ class Api(Client):
         """Return the document that an answer carries."""
         return response.data
 
-    def list(self, path: str, query: t.Mapping[str, t.Any] | None = None) -> list[Document]:
+    def list(self, path: str, query: t.Mapping[str, t.Any] | None = None) -> Documents:
         """Return all objects of a collection, all pages of it."""
         raise NotImplementedError
 

@@ -19,6 +19,7 @@ REDACTED_CHANGED = "******** (changed)"
 
 # An object of an API, as its JSON document says it.
 Document = t.Dict[str, t.Any]  # noqa: UP006 (evaluated on Python 3.9)
+Documents = t.List[Document]  # noqa: UP006
 
 
 class PlanError(Exception):
@@ -58,6 +59,7 @@ class Kind:
         create_only: fixed when the object is made: compared by `fixed_changes` only.
         secret: shown as asterisks.
         unordered: lists whose order means nothing.
+        exact: compared as they are: a key that only the live object has is a difference.
         defaults: what a field is worth when the live object does not have it.
         normalise: functions that bring a field of either side to one form.
         since: first version of the server (major, minor) that knows a field.
@@ -76,6 +78,7 @@ class Kind:
     create_only: frozenset[str] = frozenset()
     secret: frozenset[str] = frozenset()
     unordered: frozenset[str] = frozenset()
+    exact: frozenset[str] = frozenset()
     defaults: t.Mapping[str, t.Any] = field(default_factory=dict)
     normalise: t.Mapping[str, t.Callable[[t.Any], t.Any]] = field(default_factory=dict)
     since: t.Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -266,7 +269,8 @@ def diff(actions: t.Iterable[Action]) -> dict[str, str]:
         if action.action == "unchanged":
             continue
         if action.action == "delete":
-            shown = _show(kind, writable(kind, action.current or {}), None, "")
+            stated = {name: value for name, value in writable(kind, action.current or {}).items() if not _unset(value)}
+            shown = _show(kind, stated, None, "")
             before.setdefault(kind.name, {})[_free(before.get(kind.name, {}), action.key)] = shown
             continue
         label = _free(after.get(kind.name, {}), action.key)
@@ -312,7 +316,7 @@ def _changes(kind: Kind, desired: Document, current: t.Any, path: str) -> t.Iter
         if _skipped(kind, here):
             continue
         live = _live(kind, current, name, here)
-        if isinstance(value, dict) and isinstance(live, t.Mapping) and here not in kind.normalise:
+        if isinstance(value, dict) and isinstance(live, t.Mapping) and here not in {*kind.normalise, *kind.exact}:
             yield from _changes(kind, value, live, here)
         elif not _same(kind, value, live, here):
             yield here
@@ -328,6 +332,8 @@ def _same(kind: Kind, desired: t.Any, current: t.Any, path: str) -> bool:
     if current is None or desired is None:
         # An empty value is what most servers store for "not set".
         return _unset(desired) and _unset(current)
+    if path in kind.exact:
+        return bool(desired == current)
     if isinstance(desired, list) and isinstance(current, list):
         return _same_list(kind, desired, current, path)
     return _same_item(kind, desired, current, path)
@@ -370,7 +376,7 @@ def _project(desired: t.Any, current: t.Any, kind: Kind, path: str) -> t.Any:
                 continue
             shown[name] = _project(value, kind.normal(here, live), kind, here)
         return shown
-    if isinstance(desired, list) and isinstance(current, list) and path not in kind.unordered:
+    if isinstance(desired, list) and isinstance(current, list) and path not in kind.unordered | kind.exact:
         paired = [_project(mine, theirs, kind, path) for mine, theirs in zip(desired, current)]
         return paired + current[len(paired) :]
     return current
