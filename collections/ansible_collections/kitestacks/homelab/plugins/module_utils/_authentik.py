@@ -167,6 +167,8 @@ APPLICATION = Resource(
     marker="meta_publisher",
     normalise=dict.fromkeys(("name", "group", "meta_description", "meta_publisher"), strip),
 )
+# The key of a token is read and written by addresses of its own.
+TOKEN_KEY = Resource("token key", key=("identifier",), id="identifier", secret=frozenset({"key"}))
 BINDING = Resource(
     "binding",
     "/policies/bindings/",
@@ -250,6 +252,7 @@ SPACES: dict[str, Resource] = {
         USER,
         APPLICATION,
         OUTPOST,
+        BLUEPRINT,
     )
 }
 # What the modules of this collection can make.
@@ -650,11 +653,11 @@ def protected(kind: Resource, document: Document) -> bool:
     """Tell whether Authentik itself made an object, or would be locked up without it: it is never deleted."""
     if document.get("managed"):
         return True
-    if kind is GROUP:
+    if kind.name == GROUP.name:
         return document["name"] in ("authentik Admins", "authentik Read-only")
-    if kind is USER:
+    if kind.name == USER.name:
         return document["username"] in ("akadmin", "AnonymousUser") or document["type"] == "internal_service_account"
-    if kind is BLUEPRINT:
+    if kind.name == BLUEPRINT.name:
         return bool(document.get("path"))
     return False
 
@@ -690,6 +693,58 @@ def named_twice(option: str, kind: Resource, labels: t.Iterable[str]) -> None:
         if label in seen:
             raise PlanError(f"{option}: {kind.name} {label} is declared twice (items {seen[label]}, {position})")
         seen[label] = position
+
+
+# -- keys of tokens --------------------------------------------------------------------------------------------------
+
+
+def view_key(session: Session, identifier: str) -> str | None:
+    """Return the key of a token, or None if there is no such token."""
+    try:
+        found = session.api.get(f"/core/tokens/{urllib.parse.quote(identifier, safe='')}/view_key/")
+    except ApiError as error:
+        if error.status == 404:
+            return None
+        raise
+    return str(found["key"])
+
+
+def set_key(session: Session, identifier: str, key: str) -> None:
+    """Give a token its key; to do that twice is to do it once."""
+    path = f"/core/tokens/{urllib.parse.quote(identifier, safe='')}/set_key/"
+    session.api.request("POST", path, body={"key": key}, repeatable=True)
+
+
+def plan_token_key(session: Session, identifier: str, key: str, *, exists: bool) -> Action:
+    """Return what has to be done to the key of a token that exists, or will when this is carried out."""
+    current = {"identifier": identifier}
+    found = view_key(session, identifier) if exists else None
+    if found is not None:
+        current["key"] = found
+    changed = () if found == key else ("key",)
+    desired = {"identifier": identifier, "key": key}
+    return Action(TOKEN_KEY, "update" if changed else "unchanged", identifier, desired, current, changed)
+
+
+def send_token_key(session: Session) -> Sender:
+    """Return what sends a `TOKEN_KEY`."""
+
+    def send(action: Action) -> Document:
+        set_key(session, action.key, (action.desired or {})["key"])
+        return {"identifier": action.key}
+
+    return send
+
+
+def read_token_keys(session: Session, actions: t.Iterable[Action]) -> Reader:
+    """Return what reads the keys that a plan is about again."""
+    names = [action.key for action in actions if action.kind is TOKEN_KEY]
+
+    def read() -> list[Document]:
+        keys = {name: view_key(session, name) for name in names}
+        return [{"identifier": name, "key": key} for name, key in keys.items() if key is not None]
+
+    return read
 
 
 def main(spec: t.Mapping[str, t.Any], plan: t.Callable[[Session], t.Sequence[Action]]) -> None:
