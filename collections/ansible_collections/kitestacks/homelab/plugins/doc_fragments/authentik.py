@@ -14,13 +14,20 @@ options:
   url:
     description:
       - Base URL of Authentik, such as V(http://127.0.0.1:9000).
+      - If not set, the environment variable E(AUTHENTIK_URL) is used.
     type: str
     required: true
   token:
     description:
-      - API token of an administrator.
+      - API token of an administrator. If not set, the environment variable E(AUTHENTIK_TOKEN) is used.
     type: str
     required: true
+attributes:
+  action_group:
+    support: full
+    description: Use C(group/kitestacks.homelab.authentik) in C(module_defaults) to set defaults for this module.
+    membership:
+      - kitestacks.homelab.authentik
 seealso:
   - name: Authentik API
     description: The vendor's reference.
@@ -36,11 +43,11 @@ options:
       - In check mode the result lists what would be deleted.
     type: bool
     default: false
-  name_prefix:
+  purge_name_prefix:
     description:
       - With O(purge=true), objects whose key begins with this text are ours.
     type: str
-  allow_empty:
+  purge_allow_empty:
     description:
       - Permit O(purge=true) with an empty set, which deletes all that is ours.
     type: bool

@@ -15,12 +15,11 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
 
-from ._apply import Api, Step, run
-from ._http import CONNECTION_SPEC, ApiError, Response, Settings
-from ._reconcile import Action, Document, Kind, PlanError, get
+from ansible.module_utils.basic import AnsibleModule, env_fallback
 
-if t.TYPE_CHECKING:
-    from ansible.module_utils.basic import AnsibleModule
+from ._apply import Api, Step, delete, run
+from ._http import CONNECTION_SPEC, ApiError, Response, Settings
+from ._reconcile import Action, Document, Documents, Kind, PlanError, get
 
 PAGE_SIZE = 100  # the server's own limit; more is cut down to it silently
 EMBEDDED = "goauthentik.io/outposts/embedded"
@@ -89,8 +88,10 @@ def duration(value: t.Any) -> t.Any:
 
 
 def redirect_uris(value: t.Any) -> t.Any:
-    """Return redirect URIs with the type that servers before 2026.5 do not state."""
-    return [{"redirect_uri_type": "authorization", **entry} for entry in value]
+    """Return redirect URIs, or one of them, with the type that servers before 2026.5 do not state."""
+    if isinstance(value, list):
+        return [redirect_uris(entry) for entry in value]
+    return {"redirect_uri_type": "authorization", **value} if isinstance(value, dict) else value
 
 
 def _redirect_uris_to_wire(value: t.Any, version: tuple[int, ...]) -> t.Any:
@@ -276,17 +277,17 @@ def names_of(space: str, document: Document) -> list[str]:
 # -- options ---------------------------------------------------------------------------------------------------------
 
 AUTHENTIK_SPEC: dict[str, dict[str, t.Any]] = {
-    "url": {"type": "str", "required": True},
-    "token": {"type": "str", "required": True, "no_log": True},
     **CONNECTION_SPEC,
+    "token": {"type": "str", "required": True, "no_log": True, "fallback": (env_fallback, ["AUTHENTIK_TOKEN"])},
+    "url": {"type": "str", "required": True, "fallback": (env_fallback, ["AUTHENTIK_URL"])},
 }
 
 
 def purge_spec(*, owner: bool) -> dict[str, dict[str, t.Any]]:
     """Return the options that say what is ours; `owner` for types with a field that can hold the owner's name."""
     spec: dict[str, dict[str, t.Any]] = {
-        "allow_empty": {"type": "bool", "default": False},
-        "name_prefix": {"type": "str"},
+        "purge_allow_empty": {"type": "bool", "default": False},
+        "purge_name_prefix": {"type": "str"},
         "purge": {"type": "bool", "default": False},
     }
     if owner:
@@ -314,9 +315,9 @@ class Authentik(Api):
         """Tell whether Authentik failed in the middle: an exception on a write is an empty 405, a real 405 is JSON."""
         return response.status >= 500 or (response.status == 405 and not response.body)
 
-    def list(self, path: str, query: t.Mapping[str, t.Any] | None = None) -> list[Document]:
+    def list(self, path: str, query: t.Mapping[str, t.Any] | None = None) -> Documents:
         """Return all objects of a collection, all pages of it."""
-        found: list[Document] = []
+        found: Documents = []
         page = 1
         while page:
             # A page is asked for by number from the second on only: the first is what most lists are.
@@ -389,7 +390,7 @@ def version_of(text: str) -> tuple[int, int]:
 # -- one module run --------------------------------------------------------------------------------------------------
 
 Sender = t.Callable[[Action], t.Optional[Document]]
-Reader = t.Callable[[], t.List[Document]]  # noqa: UP006 (evaluated on Python 3.9)
+Reader = t.Callable[[], Documents]
 
 
 class Session:
@@ -414,19 +415,19 @@ class Session:
         self.version = version_of(self.version_text)
         self.senders: dict[str, Sender] = {}
         self.readers: dict[str, Reader] = {}
-        self._rows: dict[str, list[Document]] = {}
+        self._rows: dict[str, Documents] = {}
         self._ids: dict[str, dict[str, t.Any]] = {}
         self._names: dict[str, dict[t.Any, str]] = {}
 
     # Reading.
 
-    def rows(self, kind: Resource, *, fresh: bool = False) -> list[Document]:
+    def rows(self, kind: Resource, *, fresh: bool = False) -> Documents:
         """Return the live objects of a kind as the server shows them; listed once unless `fresh`."""
         if fresh or kind.path not in self._rows:
             self._rows[kind.path] = self.api.list(kind.path, kind.query)
         return self._rows[kind.path]
 
-    def live(self, kind: Resource, *, fresh: bool = False) -> list[Document]:
+    def live(self, kind: Resource, *, fresh: bool = False) -> Documents:
         """Return the live objects of a kind with names in place of ids."""
         return [self.named(kind, document) for document in self.rows(kind, fresh=fresh)]
 
@@ -547,18 +548,20 @@ class Session:
         params = self.module.params
         if not params["purge"]:
             return None
-        prefix, owner = params["name_prefix"] or "", params.get("owner") or ""
+        prefix, owner = params["purge_name_prefix"] or "", params.get("owner") or ""
         if not prefix and not owner:
-            means = "name_prefix or owner" if kind.marker else "name_prefix"
+            means = "name_prefix or owner" if kind.marker else "purge_name_prefix"
             raise PlanError(f"purge: needs {means}: without it nothing tells our objects from others")
-        if not present and not params["allow_empty"]:
+        if not present and not params["purge_allow_empty"]:
             raise PlanError(
-                f"{option}: the set is empty and purge would delete all of ours; allow_empty=true permits it"
+                f"{option}: the set is empty and purge would delete all of ours; purge_allow_empty=true permits it"
             )
         for document in present:
             label = kind.label(document)
             if not owner and not label.startswith(prefix):
-                raise PlanError(f"{option}: {label}: does not begin with name_prefix {prefix!r}; purge would lose it")
+                raise PlanError(
+                    f"{option}: {label}: does not begin with purge_name_prefix {prefix!r}; purge would lose it"
+                )
 
         def ours(document: Document) -> bool:
             if protected(kind, document):
@@ -591,11 +594,7 @@ class Session:
         kind = action.kind
         assert isinstance(kind, Resource)  # noqa: S101
         if action.action == "delete":
-            try:
-                self.api.request("DELETE", kind.url(action.current or {}))
-            except ApiError as error:
-                if error.status != 404:
-                    raise
+            delete(self.api, kind.url(action.current or {}))
             return None
         body = self.wire(kind, action.body, action.current)
         if action.action == "create":
@@ -631,7 +630,7 @@ class Session:
         def steps() -> list[Step]:
             return [Step([action], send) for action in actions if action.action != "unchanged"]
 
-        def relist(kind: Kind) -> list[Document]:
+        def relist(kind: Kind) -> Documents:
             assert isinstance(kind, Resource)  # noqa: S101
             reader = self.readers.get(kind.name)
             return reader() if reader else self.live(kind, fresh=True)
@@ -740,7 +739,7 @@ def read_token_keys(session: Session, actions: t.Iterable[Action]) -> Reader:
     """Return what reads the keys that a plan is about again."""
     names = [action.key for action in actions if action.kind is TOKEN_KEY]
 
-    def read() -> list[Document]:
+    def read() -> Documents:
         keys = {name: view_key(session, name) for name in names}
         return [{"identifier": name, "key": key} for name, key in keys.items() if key is not None]
 
@@ -755,8 +754,6 @@ def main(spec: t.Mapping[str, t.Any], plan: t.Callable[[Session], t.Sequence[Act
         plan: reads what it needs and returns the whole plan; it may set `senders` and `readers`.
 
     """
-    from ansible.module_utils.basic import AnsibleModule  # noqa: PLC0415 (the tables are useful without it)
-
     module = AnsibleModule(argument_spec={**AUTHENTIK_SPEC, **spec}, supports_check_mode=True)
     try:
         session = Session(module)

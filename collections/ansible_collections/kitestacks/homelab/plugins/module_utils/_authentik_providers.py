@@ -197,7 +197,7 @@ def _declared(session: Session, where: str, item: t.Mapping[str, t.Any]) -> Docu
     foreign = sorted(set(given) - FIELDS[kind_name])
     if foreign:
         raise PlanError(f"{where}: {foreign[0]}: is no option of a provider of type {kind_name}")
-    desired = {**DEFAULTS[kind_name], **given}
+    desired = {"name": item["name"], **DEFAULTS[kind_name], **given}
     kind: Resource = PROVIDERS[kind_name]
     _check_addresses(where, desired)
     for name in ("uid_start_number", "gid_start_number"):

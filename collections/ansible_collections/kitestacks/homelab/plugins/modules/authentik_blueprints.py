@@ -16,20 +16,11 @@ description:
   - Authentik applies a blueprint in the background. The module fails when it ends with an error.
   - Deleting a blueprint does not delete what it made.
   - The key C(kitestacks_pending) in the context says whether a run was cut off before the blueprint was applied.
-author:
-  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
-  - kitestacks.homelab.http
+  - kitestacks.homelab.connection
   - kitestacks.homelab.authentik
   - kitestacks.homelab.authentik.purge
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  idempotent:
-    support: full
 options:
   blueprints:
     description:

@@ -13,21 +13,12 @@ description:
   - Creates, updates and deletes groups, their parents, roles and members.
   - A set module. One task declares many objects; what is not declared is left alone unless O(purge=true).
   - Only the options that are given are compared and sent.
-author:
-  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
-  - kitestacks.homelab.http
+  - kitestacks.homelab.connection
   - kitestacks.homelab.authentik
   - kitestacks.homelab.authentik.purge
   - kitestacks.homelab.authentik.owner
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  idempotent:
-    support: full
 options:
   groups:
     description:

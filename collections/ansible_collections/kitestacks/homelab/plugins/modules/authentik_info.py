@@ -13,19 +13,10 @@ description:
   - Returns version and ids, and says what is missing, or waits for it.
   - An open port, and even the health check, say nothing. Authentik answers before its default flows exist and before
     the first token is valid.
-author:
-  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
-  - kitestacks.homelab.attributes
-  - kitestacks.homelab.http
+  - kitestacks.homelab.attributes.info
+  - kitestacks.homelab.connection
   - kitestacks.homelab.authentik
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  idempotent:
-    support: full
 options:
   flows:
     description:

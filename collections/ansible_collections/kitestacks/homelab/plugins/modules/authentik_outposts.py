@@ -14,20 +14,11 @@ description:
   - A set module. One task declares many objects; what is not declared is left alone unless O(purge=true).
   - Only the options that are given are compared and sent.
   - The list of providers and the configuration are read again right before they are written, and the result is checked.
-author:
-  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
-  - kitestacks.homelab.http
+  - kitestacks.homelab.connection
   - kitestacks.homelab.authentik
   - kitestacks.homelab.authentik.purge
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  idempotent:
-    support: full
 options:
   outposts:
     description:

@@ -14,20 +14,11 @@ description:
   - A set module. One task declares many objects; what is not declared is left alone unless O(purge=true).
   - Only the options that are given are compared and sent.
   - The default mappings are never changed. To say something else, declare a mapping of another name for the same scope.
-author:
-  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
-  - kitestacks.homelab.http
+  - kitestacks.homelab.connection
   - kitestacks.homelab.authentik
   - kitestacks.homelab.authentik.purge
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  idempotent:
-    support: full
 options:
   scope_mappings:
     description:
@@ -73,7 +64,7 @@ EXAMPLES = r"""
         expression: |
           return {"email": request.user.email, "email_verified": True}
     purge: true
-    name_prefix: kitestacks-
+    purge_name_prefix: kitestacks-
 """
 
 RETURN = r"""

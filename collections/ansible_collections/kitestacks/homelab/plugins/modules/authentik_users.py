@@ -15,21 +15,16 @@ description:
   - Only the options that are given are compared and sent.
   - A password cannot be read back. It is set when the user is made, and again when a run was cut off before that.
   - The key of each declared token is read to compare it, one request each; Authentik logs that as an event.
-author:
-  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
-  - kitestacks.homelab.http
+  - kitestacks.homelab.connection
   - kitestacks.homelab.authentik
   - kitestacks.homelab.authentik.purge
   - kitestacks.homelab.authentik.owner
 attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
   idempotent:
-    support: full
+    support: partial
+    details: With O(users[].update_password=always) a password is set, and counts as changed, at every run.
 options:
   users:
     description:
