@@ -1409,18 +1409,15 @@ class AuthentikApi:
         slug = head["assigned_application_slug"]
         base = OUTPOST_CONFIG["authentik_host"] + "application/o/"
         own = f"{base}{slug}/" if slug else None
-        return Reply(
-            200,
-            {
-                "issuer": own,
-                "authorize": f"{base}authorize/",
-                "token": f"{base}token/",
-                "user_info": f"{base}userinfo/",
-                "provider_info": f"{own}.well-known/openid-configuration" if own else None,
-                "logout": f"{own}end-session/" if own else None,
-                "jwks": f"{own}jwks/" if own else None,
-            },
-        )
+        urls = {
+            "issuer": own,
+            "authorize": f"{base}authorize/",
+            "token": f"{base}token/",
+            "user_info": f"{base}userinfo/",
+            "provider_info": f"{own}.well-known/openid-configuration" if own else None,
+            "logout": f"{own}end-session/" if own else None,
+        }
+        return Reply(200, {**urls, "jwks": f"{own}jwks/"} if own else urls)
 
     def _set_password(self, *, key: str, document: Json, **_kwargs: Any) -> Reply:
         row = self._lookup(_kind("users"), key)
