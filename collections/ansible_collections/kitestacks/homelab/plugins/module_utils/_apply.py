@@ -80,16 +80,12 @@ def write(api: Api, action: Action, ids: Ids) -> Document | None:
         ids: ids known so far.
 
     Returns:
-        The live object, or None after a deletion. An object that is gone already counts as deleted.
+        The live object, or None after a deletion.
 
     """
     kind = action.kind
     if action.action == "delete":
-        try:
-            api.request("DELETE", f"{kind.path}/{action.id}")
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        delete(api, f"{kind.path}/{action.id}")
         return None
     body = resolve(action.body, ids)
     if action.action == "create":
@@ -97,6 +93,15 @@ def write(api: Api, action: Action, ids: Ids) -> Document | None:
         return made
     changed: Document = api.unwrap(api.request(kind.update, f"{kind.path}/{action.id}", body=body))
     return changed
+
+
+def delete(api: Api, path: str) -> None:
+    """Delete an object; one that is gone already counts as deleted."""
+    try:
+        api.request("DELETE", path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
 
 
 def steps(api: Api, actions: t.Iterable[Action], ids: Ids) -> list[Step]:
@@ -127,33 +132,32 @@ def apply(
     read = relist or (lambda kind: api.list(kind.path, kind.query))
     outcome = Outcome()
     for number, step in enumerate(plan):
-        rest, spent, attempt = list(step.actions), 0.0, 0
+        rest, started, attempt = list(step.actions), _http._clock(), 0
         while rest:
             try:
                 for action, document in zip(list(rest), step.send(rest)):
                     _note(outcome, ids, action, document)
                 break
             except ApiError as error:
-                outcome.error = error
-                unknown = error.unknown_outcome
-            if unknown:
+                failure = error
+            more = attempt < api.settings.retries
+            if failure.unknown_outcome or failure.status == 429:
+                # What a rate limit refused was hardly carried out, but looking costs little and a duplicate much.
+                more = more and api.pause(attempt, failure)
                 try:
                     rest = _still_to_do(outcome, ids, rest, read)
                 except ApiError:
-                    attempt = api.settings.retries  # nobody can tell what was done: report the write's own error
-                more = attempt < api.settings.retries
+                    more = False  # nobody can tell what was done: report the write's own error
+            elif failure.code in step.transient:
+                more = _http._clock() - started < step.patience and api.pause(attempt, failure)
             else:
-                more = outcome.error.code in step.transient and spent < step.patience
+                more = False
             if rest and not more:
+                outcome.error = failure
                 outcome.failed = rest
                 outcome.pending = [action for later in plan[number + 1 :] for action in later.actions]
                 return outcome
-            if rest:
-                pause = min(_http.LAST_WAIT, _http.FIRST_WAIT * float(2**attempt))
-                attempt, spent = attempt + 1, spent + pause
-                api.stats.retries += 1
-                _http._sleep(pause)
-        outcome.error = None
+            attempt += 1
     return outcome
 
 

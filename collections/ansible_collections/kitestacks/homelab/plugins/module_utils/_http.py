@@ -29,7 +29,8 @@ MAX_WAIT = 330.0
 FIRST_WAIT = 0.5
 LAST_WAIT = 8.0
 
-_sleep = time.sleep  # the tests replace it
+_sleep = time.sleep  # the tests replace both
+_clock = time.monotonic
 
 # The options that every module of an API has; doc_fragments/http.py documents them.
 CONNECTION_SPEC: dict[str, dict[str, t.Any]] = {
@@ -51,6 +52,7 @@ class ApiError(Exception):
         message: the vendor's message, or what the transport said.
         unknown_outcome: True when the server may or may not have carried out the request. Such a write must not be
             repeated before the object was looked for.
+        retry_after: seconds that the server asked to wait, or None.
 
     """
 
@@ -63,6 +65,7 @@ class ApiError(Exception):
         message: str,
         *,
         unknown_outcome: bool = False,
+        retry_after: float | None = None,
     ) -> None:
         self.method = method
         self.path = path
@@ -70,6 +73,7 @@ class ApiError(Exception):
         self.code = code
         self.message = message
         self.unknown_outcome = unknown_outcome
+        self.retry_after = retry_after
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -207,16 +211,33 @@ class Client:
                 if response.status < 300:
                     return response
                 failure = self._failure(method, path, response)
-            # Refused before any work was done: no connection, or a rate limit.
-            untouched = not sent or failure.status == 429
-            if attempt >= self.settings.retries or not (untouched or (again and failure.unknown_outcome)):
-                raise failure
-            wait = self._wait(attempt, response)
-            if wait > MAX_WAIT:
+            # Without a connection nothing was asked for yet, so even a POST may be sent again.
+            repeat = not sent or (again and (failure.unknown_outcome or failure.status == 429))
+            if not repeat or attempt >= self.settings.retries or not self.pause(attempt, failure):
                 raise failure
             attempt += 1
-            self.stats.retries += 1
-            _sleep(wait)
+
+    def pause(self, attempt: int, failure: ApiError) -> bool:
+        """Wait before the next try of a failed request, and count the retry.
+
+        Args:
+            attempt: how many tries failed before this one.
+            failure: what went wrong; the server may have asked for a certain wait.
+
+        Returns:
+            False, without waiting, when the server asks for a wait that is too long.
+
+        """
+        if failure.retry_after is not None:
+            # A little more than asked: several runs that were stopped together must not come back together.
+            seconds = failure.retry_after + random.uniform(0, min(failure.retry_after, 1.0))  # noqa: S311
+        else:
+            seconds = min(LAST_WAIT, FIRST_WAIT * float(2**attempt)) * random.uniform(0.5, 1.0)  # noqa: S311
+        if seconds > MAX_WAIT:
+            return False
+        self.stats.retries += 1
+        _sleep(seconds)
+        return True
 
     def close(self) -> None:
         """Close the connection; the next request opens another one."""
@@ -226,8 +247,15 @@ class Client:
 
     def _failure(self, method: str, path: str, response: Response) -> ApiError:
         code, message = self.describe_error(response)
-        unknown = self.is_server_error(response)
-        return ApiError(method, path, response.status, code, self._clean(message), unknown_outcome=unknown)
+        return ApiError(
+            method,
+            path,
+            response.status,
+            code,
+            self._clean(message),
+            unknown_outcome=self.is_server_error(response),
+            retry_after=retry_after(response.headers),
+        )
 
     def _clean(self, message: str) -> str:
         for secret in self.settings.secrets:
@@ -249,14 +277,6 @@ class Client:
             self.close()
         found = {name.lower(): value for name, value in answer.getheaders()}
         return Response(answer.status, found, body, decode(body))
-
-    def _wait(self, attempt: int, response: Response | None) -> float:
-        asked = retry_after(response.headers) if response is not None else None
-        pause = min(LAST_WAIT, FIRST_WAIT * float(2**attempt))
-        if asked is not None:
-            # A little more than asked: several runs that were stopped together must not come back together.
-            return asked + random.uniform(0, min(asked, 1.0))  # noqa: S311
-        return pause * random.uniform(0.5, 1.0)  # noqa: S311
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._connection is not None:

@@ -333,10 +333,15 @@ def _same(kind: Kind, desired: t.Any, current: t.Any, path: str) -> bool:
         # An empty value is what most servers store for "not set".
         return _unset(desired) and _unset(current)
     if path in kind.exact:
-        return bool(desired == current)
+        loose = path in kind.unordered and isinstance(desired, list) and isinstance(current, list)
+        return bool(_in_order(desired) == _in_order(current) if loose else desired == current)
     if isinstance(desired, list) and isinstance(current, list):
         return _same_list(kind, desired, current, path)
     return _same_item(kind, desired, current, path)
+
+
+def _in_order(items: list[t.Any]) -> list[t.Any]:
+    return sorted(items, key=lambda item: json.dumps(item, sort_keys=True, default=str))
 
 
 def _unset(value: t.Any) -> bool:
@@ -387,7 +392,10 @@ def _show(kind: Kind, value: t.Any, current: t.Any, path: str) -> t.Any:
     if path in kind.secret:
         changed = current is not None and current != value
         return REDACTED_CHANGED if changed else REDACTED
-    value = kind.normal(path, value)
+    return _shown(kind, kind.normal(path, value), current, path)
+
+
+def _shown(kind: Kind, value: t.Any, current: t.Any, path: str) -> t.Any:
     if isinstance(value, Ref):
         return str(value)
     if isinstance(value, t.Mapping):
@@ -398,8 +406,8 @@ def _show(kind: Kind, value: t.Any, current: t.Any, path: str) -> t.Any:
             if not (current is not None and _join(path, name) in kind.create_only)
         }
     if isinstance(value, list):
-        shown = [_show(kind, item, None, path) for item in value]
-        return sorted(shown, key=lambda item: json.dumps(item, sort_keys=True)) if path in kind.unordered else shown
+        shown = [_shown(kind, item, None, path) for item in value]
+        return _in_order(shown) if path in kind.unordered else shown
     return value
 
 

@@ -262,7 +262,9 @@ class CloudflareApi:
             if request.method in ("POST", "PUT", "PATCH") and not isinstance(request.body, (dict, type(None))):
                 raise VendorError(400, 6003, "Could not parse the request body")
             if hit.groupdict().get("account_id", self.account["id"]) != self.account["id"]:
-                raise VendorError(404, 7003, "Could not route to the account, perhaps your object identifier is invalid?")
+                raise VendorError(
+                    404, 7003, "Could not route to the account, perhaps your object identifier is invalid?"
+                )
             if hit.groupdict().get("zone_id", next(iter(self.zones), "")) not in self.zones:
                 raise VendorError(404, 7003, "Could not route to the zone, perhaps your object identifier is invalid?")
             names = {key: value for key, value in hit.groupdict().items() if key != "account_id"}
@@ -395,7 +397,9 @@ class CloudflareApi:
             name = f"{name}.{zone}"
         ttl = body.get("ttl", 1)
         if ttl != 1 and not 60 <= ttl <= 86400:
-            raise VendorError(400, 1004, "DNS Validation Error", ((9021, "Invalid TTL. Must be between 60 and 86400."),))
+            raise VendorError(
+                400, 1004, "DNS Validation Error", ((9021, "Invalid TTL. Must be between 60 and 86400."),)
+            )
         proxied = bool(body.get("proxied"))
         if proxied and kind not in ADDRESS_TYPES:
             raise VendorError(400, 1004, "DNS Validation Error", ((9004, "This record type cannot be proxied."),))

@@ -74,10 +74,17 @@ def test_post_is_not_repeated_when_its_outcome_is_unknown(server, waits, status)
     assert len(server.calls) == 1
 
 
-def test_post_is_repeated_after_a_rate_limit_and_waits_as_long_as_asked(server, waits):
+def test_a_rate_limit_is_waited_for_as_long_as_asked(server, waits):
     server.fault(status=429, headers={"Retry-After": "7"})
-    assert client(server).request("POST", "/x", body={}).status == 200
+    assert client(server).request("PUT", "/x", body={}).status == 200
     assert 7 <= waits[0] <= 8
+
+
+def test_post_leaves_a_rate_limit_to_the_caller(server, waits):
+    server.fault(status=429, headers={"Retry-After": "7"})
+    with pytest.raises(ApiError) as caught:
+        client(server).request("POST", "/x", body={})
+    assert (caught.value.retry_after, waits) == (7, [])
 
 
 def test_post_is_repeated_when_no_connection_came_about(waits):
