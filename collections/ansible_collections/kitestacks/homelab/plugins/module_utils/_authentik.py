@@ -550,7 +550,7 @@ class Session:
             return None
         prefix, owner = params["purge_name_prefix"] or "", params.get("owner") or ""
         if not prefix and not owner:
-            means = "name_prefix or owner" if kind.marker else "purge_name_prefix"
+            means = "owner or purge_name_prefix" if kind.marker else "purge_name_prefix"
             raise PlanError(f"purge: needs {means}: without it nothing tells our objects from others")
         if not present and not params["purge_allow_empty"]:
             raise PlanError(
