@@ -306,7 +306,7 @@ def reconcile(module: AnsibleModule, api: _cloudflare.Cloudflare) -> dict[str, t
     def relist(_kind: Kind) -> list[Document]:
         again = api.get(f"{path}/configurations")
         version["version"] = int(again.get("version") or 0)
-        return [{**(again.get("config") or {}), "id": tunnel["id"]}]
+        return [{**again["config"], "id": tunnel["id"]}] if again.get("config") else []
 
     result = {**run(module, api, [action], steps, relist=relist), "tunnel_id": tunnel["id"], **version}
     if module.check_mode or not params["wait"] or not version["version"]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+from ansible_collections.kitestacks.homelab.plugins.module_utils import _http
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,12 @@ def certificate(tmp_path_factory):
     both = folder / "both.pem"
     both.write_text((folder / "cert.pem").read_text() + (folder / "key.pem").read_text())
     return both
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Let no client wait; return the seconds that it would have waited."""
+    slept: list[float] = []
+    monkeypatch.setattr(_http, "_sleep", slept.append)
+    monkeypatch.setattr(_http, "_clock", lambda: sum(slept))
+    return slept

@@ -32,13 +32,6 @@ def server():
         yield running
 
 
-@pytest.fixture
-def waits(monkeypatch):
-    slept: list[float] = []
-    monkeypatch.setattr(_http, "_sleep", slept.append)
-    return slept
-
-
 def client(server, **values):
     return Client(Settings(server.url, **values))
 
