@@ -427,8 +427,14 @@ _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 def _scalar(value: t.Any) -> str:
     if isinstance(value, str):
         plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS and not value.startswith("*")
-        return value if plain else json.dumps(value, ensure_ascii=False)
+        return value if plain else "".join(map(_printable, json.dumps(value, ensure_ascii=False)))
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def _yaml_lines(value: t.Any) -> t.Iterator[str]:
