@@ -581,6 +581,12 @@ def _conflicts(
 def _completed(record: Document, live: Document | None, owner: str) -> Document:
     """Add what a change has to carry: the ttl that the API requires, and our marker."""
     found = dict(record)
+    if live is not None and live.get("proxied") and "proxied" not in found and found.get("ttl", 1) != 1:
+        # To take it as "not proxied" would show the world the address behind it.
+        raise PlanError(
+            f"records ({RECORD.label(record)}).ttl: the record is proxied, which makes its ttl 1; state proxied=false "
+            "as well, or no ttl"
+        )
     if "ttl" not in found:
         found["ttl"] = 1 if live is None else live.get("ttl", 1)
         if live is not None and live.get("proxied") and found.get("proxied") is False:

@@ -7,6 +7,10 @@ import subprocess
 
 import pytest
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _http
+from ansible_collections.kitestacks.homelab.tests.fakes._contract import Contract
+from ansible_collections.kitestacks.homelab.tests.fakes._server import Server
+from ansible_collections.kitestacks.homelab.tests.fakes.cloudflare import CONTRACT as CLOUDFLARE_CONTRACT
+from ansible_collections.kitestacks.homelab.tests.fakes.cloudflare import CloudflareApi
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,11 @@ def waits(monkeypatch):
     monkeypatch.setattr(_http, "_sleep", slept.append)
     monkeypatch.setattr(_http, "_clock", lambda: sum(slept))
     return slept
+
+
+@pytest.fixture
+def cloudflare():
+    """Serve a Cloudflare account with the zone example.com; `server.service` is its state."""
+    with Server(CloudflareApi(["example.com"]), contract=Contract.load(CLOUDFLARE_CONTRACT)) as server:
+        yield server
+        assert not server.violations
