@@ -425,6 +425,10 @@ class Session:
         """Return the live objects of a kind as the server shows them; listed once unless `fresh`."""
         if fresh or kind.path not in self._rows:
             self._rows[kind.path] = self.api.list(kind.path, kind.query)
+            if fresh:
+                # Among them may be an object that we made and whose answer got lost.
+                for document in self._rows[kind.path]:
+                    self.know(kind.space or kind.name, document)
         return self._rows[kind.path]
 
     def live(self, kind: Resource, *, fresh: bool = False) -> Documents:
