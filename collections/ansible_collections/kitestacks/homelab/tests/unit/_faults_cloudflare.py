@@ -16,7 +16,7 @@ from ansible_collections.kitestacks.homelab.plugins.modules import (
     cloudflare_tunnel_config,
     cloudflare_tunnels,
 )
-from ansible_collections.kitestacks.homelab.tests.fakes._server import Server
+from ansible_collections.kitestacks.homelab.tests.fakes._server import Request, Server
 from ansible_collections.kitestacks.homelab.tests.fakes.cloudflare import CONTRACT, TOKEN, CloudflareApi
 
 from ._faults import Case
@@ -120,8 +120,6 @@ def tunnel_service() -> CloudflareApi:
 
 
 def request(method: str, path: str, **body: t.Any) -> t.Any:
-    from ansible_collections.kitestacks.homelab.tests.fakes._server import Request  # noqa: PLC0415
-
     return Request(method, path, {}, {"authorization": f"Bearer {TOKEN}"}, body or None)
 
 
