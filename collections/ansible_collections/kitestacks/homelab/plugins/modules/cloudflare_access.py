@@ -37,9 +37,9 @@ options:
         required: true
       include:
         description:
-          - Rules of which one has to match. A rule is a dictionary with one key, for example V({email: a@example.com}),
-            V({email_domain: example.com}), V({ip: 192.0.2.0/24}), V({geo: DE}), V({group: Family}),
-            V({login_method: Authentik}), V({everyone: true}) or V({any_valid_service_token: true}).
+          - Rules of which one has to match. A rule is a dictionary with one key. C(email), C(email_domain), C(ip),
+            C(geo), C(group), C(login_method), C(service_token) and others have one value. C(everyone) and
+            C(any_valid_service_token) need none, write V(true).
           - Groups and login methods are given by name or id. Any other rule of the API may be given as the API has it.
         type: list
         elements: dict
