@@ -134,12 +134,9 @@ def apply(
     for number, step in enumerate(plan):
         rest, started, attempt = list(step.actions), _http._clock(), 0
         while rest:
-            try:
-                for action, document in zip(list(rest), step.send(rest)):
-                    _note(outcome, ids, action, document)
+            failure = _attempt(outcome, ids, step, rest)
+            if failure is None:
                 break
-            except ApiError as error:
-                failure = error
             more = attempt < api.settings.retries
             if failure.unknown_outcome or failure.status == 429:
                 # What a rate limit refused was hardly carried out, but looking costs little and a duplicate much.
@@ -240,6 +237,15 @@ def _line(action: Action, ids: t.Mapping[int, t.Any]) -> dict[str, t.Any]:
         "id": ids.get(id(action), action.id),
         "changes": list(action.changes),
     }
+
+
+def _attempt(outcome: Outcome, ids: Ids, step: Step, actions: list[Action]) -> ApiError | None:
+    try:
+        for action, document in zip(list(actions), step.send(actions)):
+            _note(outcome, ids, action, document)
+    except ApiError as error:
+        return error
+    return None
 
 
 def _note(outcome: Outcome, ids: Ids, action: Action, document: Document | None) -> None:

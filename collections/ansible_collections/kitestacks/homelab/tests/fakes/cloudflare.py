@@ -206,7 +206,7 @@ class CloudflareApi:
                 "opened_at": _now(),
                 "origin_ip": "192.0.2.1",
             }
-            for _ in range(connections)
+            for _number in range(connections)
         ]
         tunnel.connectors[connector.client_id] = connector
         return connector
@@ -248,7 +248,7 @@ class CloudflareApi:
         return reply
 
     def _route(self, request: Request) -> Reply:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        scheme, _space, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise VendorError(401, 9106, "Missing X-Auth-Key, X-Auth-Email or Authorization headers")
         if token not in self.tokens:

@@ -98,7 +98,7 @@ def check_rounds(played: Played) -> None:
     by_task = {record["task"]: record["result"] for record in played.records}
     seen = 0
     for name, result in by_task.items():
-        word, _, task = name.partition(": ")
+        word, _colon, task = name.partition(": ")
         if word != "check" or "results" not in result:
             continue
         seen += 1

@@ -132,7 +132,7 @@ def test_not_yet_is_waited_for_but_not_for_ever(server, waits):
         tries.append(1)
         if len(tries) < until:
             raise ApiError("POST", "/things", 400, 81053, "still there")
-        return [{"id": "1", "name": "a"} for _ in batch]
+        return [{"id": "1", "name": "a"} for _action in batch]
 
     outcome = apply(api, [Step(actions, lambda batch: send(batch, 4), frozenset({81053}))])
     assert outcome.error is None

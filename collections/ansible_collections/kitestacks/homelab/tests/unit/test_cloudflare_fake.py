@@ -121,7 +121,7 @@ def test_configurations_have_a_version_and_need_a_catch_all(api):
     rule = {"hostname": "www.example.com", "service": "http://x"}
     assert code(ask(api, "PUT", path, {"config": {"ingress": [rule]}})) == (400, 1056)
     full = {"config": {"ingress": [rule, {"service": "http_status:404"}]}}
-    assert [ask(api, "PUT", path, full)[1]["result"]["version"] for _ in range(2)] == [1, 2]
+    assert [ask(api, "PUT", path, full)[1]["result"]["version"] for _number in range(2)] == [1, 2]
 
 
 def test_an_edge_reads_the_state_and_is_told_of_changes(api):
@@ -156,7 +156,7 @@ def test_a_policy_in_use_cannot_be_deleted(api):
 def test_the_rate_limit_is_told_and_kept():
     api = CloudflareApi(rate_limit=2)
     headers = {"authorization": f"Bearer {TOKEN}"}
-    replies = [api.handle(Request("GET", "/zones", {}, headers)) for _ in range(3)]
+    replies = [api.handle(Request("GET", "/zones", {}, headers)) for _number in range(3)]
     assert [reply.status for reply in replies] == [200, 200, 429]
     assert replies[0].headers["Ratelimit"] == '"default";r=1;t=300'
     assert replies[2].headers["Retry-After"] == "300"

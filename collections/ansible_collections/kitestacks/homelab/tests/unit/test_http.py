@@ -137,7 +137,7 @@ def test_errors_say_where_and_never_the_token(server):
 
 def test_an_html_error_is_read_as_text(server):
     server.fault(status=404, body="<html><head><title>502</title></head>\n<body><h1>Bad  gateway</h1></body></html>")
-    with pytest.raises(ApiError, match="HTTP 404: 502 Bad gateway$"):
+    with pytest.raises(ApiError, match=r"HTTP 404: 502 Bad gateway$"):
         client(server).request("GET", "/x")
 
 
@@ -148,7 +148,8 @@ def test_a_slow_answer_times_out_and_says_so(server, waits):
     assert not waits
 
 
-def test_a_connection_that_the_server_closed_is_opened_again(server, waits):
+@pytest.mark.usefixtures("waits")
+def test_a_connection_that_the_server_closed_is_opened_again(server):
     api = client(server)
     api.request("GET", "/1")
     api._connection.sock.shutdown(socket.SHUT_RDWR)
@@ -170,7 +171,7 @@ def test_retry_after_is_a_number_or_a_date():
     assert _http.retry_after({}) is None
 
 
-def test_tls_trusts_the_given_authority_only(tmp_path, certificate, waits):
+def test_tls_trusts_the_given_authority_only(certificate, waits):
     with Server(Echo(), certificate=str(certificate)) as running:
         trusted = Client(Settings(running.url, ca_path=str(certificate)))
         assert trusted.request("GET", "/x").status == 200
@@ -189,7 +190,7 @@ def test_plain_requests_go_through_the_proxy_that_the_environment_names(server, 
         monkeypatch.setenv("no_proxy", "")
 
         def proxy():
-            connection, _ = listener.accept()
+            connection, _address = listener.accept()
             with connection:
                 seen.append(connection.recv(65536).decode())
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
@@ -211,7 +212,7 @@ def test_tls_requests_use_a_tunnel_through_the_proxy(monkeypatch):
         monkeypatch.setenv("no_proxy", "")
 
         def proxy():
-            connection, _ = listener.accept()
+            connection, _address = listener.accept()
             with connection:
                 asked.append(connection.recv(65536).decode())
                 connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
