@@ -134,12 +134,28 @@ class Plans:
         replaced: deletions of providers that return with another type; they come first, names are unique over types.
         kept: creations and updates.
         gone: deletions; they come last.
+        claimed: names of live providers whose client id a declared one takes, with the place of that, for messages.
 
     """
 
     replaced: list[Action] = field(default_factory=list)
     kept: list[Action] = field(default_factory=list)
     gone: list[Action] = field(default_factory=list)
+    claimed: dict[str, str] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """Delete those first whose client id is taken over; client ids are unique.
+
+        Raises:
+            PlanError: the provider that has a client id stays.
+
+        """
+        for name, where in self.claimed.items():
+            first = [action for action in self.gone if action.key == name]
+            if not first and not any(action.key == name for action in self.replaced):
+                raise PlanError(f"{where}: client_id: the provider {name!r} has it already")
+            self.replaced.extend(first)
+            self.gone = [action for action in self.gone if action.key != name]
 
 
 def plan_providers(session: Session, option: str, items: t.Sequence[tuple[str, t.Mapping[str, t.Any]]]) -> Plans:
@@ -174,7 +190,7 @@ def plan_providers(session: Session, option: str, items: t.Sequence[tuple[str, t
         if current is None:
             _complete(where, item["type"], desired)
         if "client_id" in desired:
-            _unique_client(session, where, desired, client_ids)
+            _claim_client(session, plans, where, desired, client_ids)
         plans.kept.append(compare(kind, desired, current))
     return plans
 
@@ -266,7 +282,7 @@ def _complete(where: str, kind_name: str, desired: Document) -> None:
             raise PlanError(f"{where}: internal_host: mode=proxy needs it")
 
 
-def _unique_client(session: Session, where: str, desired: Document, seen: dict[str, str]) -> None:
+def _claim_client(session: Session, plans: Plans, where: str, desired: Document, seen: dict[str, str]) -> None:
     client = desired["client_id"]
     if not client:
         raise PlanError(f"{where}: client_id: is empty")
@@ -275,4 +291,4 @@ def _unique_client(session: Session, where: str, desired: Document, seen: dict[s
     seen[client] = desired["name"]
     for other in session.rows(PROVIDERS["oauth2"]):
         if other.get("client_id") == client and other["name"] != desired["name"]:
-            raise PlanError(f"{where}: client_id: the provider {other['name']!r} has it already")
+            plans.claimed[other["name"]] = where

@@ -528,6 +528,7 @@ def make_plan(session: Session) -> list[Action]:
     live = {document["slug"]: document for document in session.live(APPLICATION)}
     desired = [_declared(session, item, made, live.get(item["slug"])) for item in present]
     _plan_deletions(session, plan, items, desired, live)
+    plan.providers.settle()
     _give_providers(plan, desired, live)
     plan.kept = [compare(APPLICATION, document, live.get(document["slug"])) for document in desired]
     plan.bindings = plan_bindings(session, present, live)

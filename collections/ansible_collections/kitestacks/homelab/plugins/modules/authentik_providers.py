@@ -354,6 +354,7 @@ def make_plan(session: Session) -> list[Action]:
         name = document["name"]
         if name in absent or (name not in kept and ours is not None and ours_to_delete(document) and ours(document)):
             plans.gone.append(deletion(session, document))
+    plans.settle()
     return [*plans.replaced, *plans.kept, *plans.gone]
 
 

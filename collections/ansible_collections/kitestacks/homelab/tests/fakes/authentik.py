@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from ._contract import Contract
@@ -564,17 +564,19 @@ class Quirks:
 
 @dataclass
 class AuthentikApi:
-    """The API: `handle` answers, everything it knows lies in `store`."""
+    """The API: `handle` answers, everything it knows lies in `store`.
 
-    base_path: ClassVar[str] = "/api/v3"
+    `random` makes ids and secrets: the same ones in every test. Where the store outlives the process it has to be
+    `random.SystemRandom()`.
+    """
 
     store: Store = field(default_factory=MemoryStore)
     version_string: str = "2026.2.2"
     quirks: Quirks = field(default_factory=Quirks)
     random: random.Random = field(default_factory=lambda: random.Random(20261124))
+    base_path: str = "/api/v3"
 
     def __post_init__(self) -> None:
-        self._pending_blueprints: dict[str, int] = {}
         if not self.store.rows("flows"):
             self._install()
 
@@ -1123,16 +1125,18 @@ class AuthentikApi:
 
     def _enqueue(self, row: Json) -> None:
         if row["enabled"]:
-            self._pending_blueprints[row["pk"]] = self.quirks.blueprint_polls
+            row["polls"] = self.quirks.blueprint_polls
+            self.store.put("blueprints", row["pk"], row)
 
     def _tick(self, kind: str, row: Json) -> None:
         """Let the worker get on with a blueprint; `row` is brought up to date."""
-        if kind != "blueprints" or row["pk"] not in self._pending_blueprints:
+        if kind != "blueprints" or row.get("polls") is None:
             return
-        if self._pending_blueprints[row["pk"]] > 0:
-            self._pending_blueprints[row["pk"]] -= 1
+        if row["polls"] > 0:
+            row["polls"] -= 1
+            self.store.put(kind, row["pk"], row)
             return
-        del self._pending_blueprints[row["pk"]]
+        row["polls"] = None
         models = re.findall(r"^\s*(?:- )?model: (\S+)$", row["content"], re.M)
         broken = [model for model in models if not re.fullmatch(r"authentik_[a-z0-9_]+\.[a-z0-9]+", model)]
         row["status"] = "error" if broken else "successful"
@@ -1296,7 +1300,7 @@ class AuthentikApi:
         }
 
     def _render_blueprint(self, row: Json, _query: Json) -> Json:
-        return {**row, "managed_models": []}
+        return {**{name: value for name, value in row.items() if name != "polls"}, "managed_models": []}
 
     # -- single addresses --------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from ._faults import Case
 OWNER = {"attributes": {"managed_by": "kitestacks"}}
 CONTENT = "version: 1\nentries:\n  - model: authentik_core.group\n    identifiers:\n      name: {0}\n"
 # Made up by the server, another one each time.
-_RANDOM = {"pk", "num_pk", "uid", "uuid", "id", "last_applied", "pbm_uuid"}
+_RANDOM = {"pk", "num_pk", "uid", "uuid", "id", "last_applied", "pbm_uuid", "polls"}
 
 
 class AuthentikCase(Case):

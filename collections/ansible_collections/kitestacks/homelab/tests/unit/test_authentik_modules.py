@@ -318,6 +318,18 @@ def test_an_application_that_was_removed_from_the_set_takes_its_provider_and_not
     assert lab.api.find("applications", slug="hand-made")["provider"] == mine["pk"]
 
 
+def test_an_application_that_is_renamed_keeps_its_client_id(lab):
+    app = {"slug": "before", "name": "A", "provider": {"client_id": "c", "redirect_uris": []}}
+    lab.ok(APPS, applications=[app], owner="kitestacks", purge=True)
+    renamed = {**app, "slug": "after"}
+    result = lab.run(APPS, applications=[renamed], owner="kitestacks")
+    assert result["msg"] == "applications: after: provider: client_id: the provider 'before' has it already"
+    result = lab.ok(APPS, applications=[renamed], owner="kitestacks", purge=True)
+    assert actions(result)[0] == ("OAuth2 provider", "before", "deleted")
+    assert [row["slug"] for row in lab.api.store.rows("applications")] == ["after"]
+    assert lab.ok(APPS, applications=[renamed], owner="kitestacks", purge=True)["changed"] is False
+
+
 def test_check_mode_prints_the_delete_list(lab):
     lab.api.add("groups", name="household")
     lab.ok(APPS, applications=applications(3), owner="kitestacks")
@@ -543,3 +555,16 @@ def test_a_reference_to_what_an_earlier_task_will_make_is_a_warning_in_check_mod
     result = lab.ok(APPS, check=True, applications=applications(1))
     assert [entry for entry in result["warnings"] if "household" in str(entry)]
     assert lab.run(APPS, applications=applications(1)).get("failed")
+
+
+def test_a_provider_is_documented_alike_in_both_modules():
+    """Fragments do not reach into suboptions, so this part stands twice."""
+
+    def suboptions(name, *path):
+        found = yaml.safe_load(module(name).DOCUMENTATION)["options"]
+        for part in path:
+            found = found[part]["suboptions"]
+        return {key: value for key, value in found.items() if key not in ("name", "state")}
+
+    own = str(suboptions(PROVIDERS, "providers"))
+    assert own == str(suboptions(APPS, "applications", "provider")).replace("applications[].provider.", "providers[].")
