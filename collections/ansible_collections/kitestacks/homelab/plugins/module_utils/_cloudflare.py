@@ -83,7 +83,8 @@ class Cloudflare(Api):
 
         """
         if not isinstance(response.data, dict) or "result" not in response.data:
-            raise ApiError("GET", "", response.status, None, "the answer is no document of the Cloudflare API")
+            message = "the answer is no document of the Cloudflare API"
+            raise ApiError(response.method, response.path, response.status, None, message)
         return response.data["result"]
 
     def list(self, path: str, query: t.Mapping[str, t.Any] | None = None) -> Documents:
@@ -104,10 +105,15 @@ class Cloudflare(Api):
         """Return the zone with this name.
 
         Raises:
-            PlanError: the token sees no such zone.
+            PlanError: the token sees no such zone, or it is active in several accounts.
 
         """
         found = self.list("/zones", {"name": name})
+        if len(found) > 1:
+            # Whoever claims a zone in another account has it pending there until its name servers say otherwise.
+            found = [zone for zone in found if zone.get("status") == "active"] or found
+        if len(found) > 1:
+            raise PlanError(f"zone: the token sees {name} in several accounts; use a token for one of them")
         if not found:
             raise PlanError(
                 f"zone: the token sees no zone {name}; check the name, and that the token has Zone:Read for it"

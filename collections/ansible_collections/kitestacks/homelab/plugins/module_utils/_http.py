@@ -101,6 +101,8 @@ class Response:
     headers: dict[str, str]
     body: bytes
     data: t.Any = None
+    method: str = ""
+    path: str = ""
 
 
 @dataclass
@@ -153,7 +155,9 @@ class Client:
             raise ValueError(f"{settings.base_url!r} is no http:// or https:// URL")
         self._base_path = self._url.path.rstrip("/")
         self._connection: http.client.HTTPConnection | None = None
-        self._absolute = ""  # scheme and host before the path, for a plain http request through a proxy
+        # For plain http through a proxy: scheme and host before the path, and what signs in to the proxy.
+        self._absolute = ""
+        self._proxy_headers: dict[str, str] = {}
 
     # What an API may say differently.
 
@@ -208,9 +212,10 @@ class Client:
                 if isinstance(error, ssl.SSLCertVerificationError):
                     raise failure from None
             if response is not None:
+                response.method, response.path = method, path
                 if response.status < 300:
                     return response
-                failure = self._failure(method, path, response)
+                failure = self._failure(response)
             # Without a connection nothing was asked for yet, so even a POST may be sent again.
             repeat = not sent or (again and (failure.unknown_outcome or failure.status == 429))
             if not repeat or attempt >= self.settings.retries or not self.pause(attempt, failure):
@@ -245,11 +250,11 @@ class Client:
             self._connection.close()
             self._connection = None
 
-    def _failure(self, method: str, path: str, response: Response) -> ApiError:
+    def _failure(self, response: Response) -> ApiError:
         code, message = self.describe_error(response)
         return ApiError(
-            method,
-            path,
+            response.method,
+            response.path,
             response.status,
             code,
             self._clean(message),
@@ -266,7 +271,7 @@ class Client:
     def _exchange(
         self, connection: http.client.HTTPConnection, method: str, target: str, payload: bytes | None
     ) -> Response:
-        headers = {"Accept": "application/json", **self.settings.headers}
+        headers = {"Accept": "application/json", **self.settings.headers, **self._proxy_headers}
         if payload is not None:
             headers["Content-Type"] = "application/json"
         self.stats.requests += 1
@@ -285,7 +290,7 @@ class Client:
         timeout = self.settings.timeout
         tls = self._url.scheme == "https"
         proxy = proxy_for(self._url.scheme, host)
-        self._absolute = ""
+        self._absolute, self._proxy_headers = "", {}
         made: http.client.HTTPConnection
         if proxy is None:
             if tls:
@@ -303,7 +308,7 @@ class Client:
             else:
                 made = http.client.HTTPConnection(str(proxy.hostname), proxy_port, timeout=timeout)
                 self._absolute = f"http://{self._url.netloc.rpartition('@')[2]}"
-                self.settings.headers.update(headers)
+                self._proxy_headers = headers
         made.connect()
         self.stats.connections += 1
         self._connection = made

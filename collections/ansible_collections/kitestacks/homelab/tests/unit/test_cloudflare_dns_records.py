@@ -372,7 +372,14 @@ def test_a_wrong_base_url_is_no_empty_zone(cloudflare):
 def test_an_answer_that_is_no_cloudflare_document_is_refused(cloudflare):
     cloudflare.fault(status=200, body="<html>captive portal</html>")
     result = go(cloudflare, WWW)
-    assert "no document of the Cloudflare API" in result["msg"]
+    assert "GET /zones: HTTP 200: the answer is no document of the Cloudflare API" in result["msg"]
+
+
+def test_a_zone_that_is_only_claimed_in_another_account_is_not_taken(cloudflare):
+    other = cloudflare.service.add_zone(ZONE)
+    assert "in several accounts" in go(cloudflare, WWW)["msg"]
+    cloudflare.service.zones[other]["status"] = "pending"
+    assert go(cloudflare, WWW)["zone_id"] != other
 
 
 # Pure parts.
