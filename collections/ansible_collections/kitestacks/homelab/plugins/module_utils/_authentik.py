@@ -109,22 +109,22 @@ _SHOWN_BY_SERVER = frozenset({
     "token_identifier", "managed_models", "metadata", "last_applied", "last_applied_hash", "status", "managed",
 })  # fmt: skip
 
-FLOW = Resource("flow", "/flows/instances/", key=("slug",))
-CERTIFICATE = Resource("certificate", "/crypto/certificatekeypairs/")
-POLICY = Resource("policy", "/policies/all/")
-ROLE = Resource("role", "/rbac/roles/")
-SERVICE_CONNECTION = Resource("service connection", "/outposts/service_connections/all/")
-PROVIDER = Resource("provider", "/providers/all/")
+FLOW = Resource(name="flow", path="/flows/instances/", key=("slug",))
+CERTIFICATE = Resource(name="certificate", path="/crypto/certificatekeypairs/")
+POLICY = Resource(name="policy", path="/policies/all/")
+ROLE = Resource(name="role", path="/rbac/roles/")
+SERVICE_CONNECTION = Resource(name="service connection", path="/outposts/service_connections/all/")
+PROVIDER = Resource(name="provider", path="/providers/all/")
 
 SCOPE_MAPPING = Resource(
-    "scope mapping",
-    "/propertymappings/provider/scope/",
+    name="scope mapping",
+    path="/propertymappings/provider/scope/",
     read_only=_SHOWN_BY_SERVER,
     normalise={"expression": strip, "description": strip},
 )
 GROUP = Resource(
-    "group",
-    "/core/groups/",
+    name="group",
+    path="/core/groups/",
     query={"include_users": False},
     read_only=_SHOWN_BY_SERVER,
     unordered=frozenset({"parents", "roles", "users"}),
@@ -134,8 +134,8 @@ GROUP = Resource(
     marker=f"attributes.{OWNER_ATTRIBUTE}",
 )
 USER = Resource(
-    "user",
-    "/core/users/",
+    name="user",
+    path="/core/users/",
     key=("username",),
     query={"include_groups": False},
     read_only=_SHOWN_BY_SERVER | {"is_superuser"},
@@ -146,8 +146,8 @@ USER = Resource(
     marker=f"attributes.{OWNER_ATTRIBUTE}",
 )
 TOKEN = Resource(
-    "token",
-    "/core/tokens/",
+    name="token",
+    path="/core/tokens/",
     key=("identifier",),
     address="identifier",
     read_only=_SHOWN_BY_SERVER | {"expires"},
@@ -155,8 +155,8 @@ TOKEN = Resource(
     normalise={"description": strip},
 )
 APPLICATION = Resource(
-    "application",
-    "/core/applications/",
+    name="application",
+    path="/core/applications/",
     key=("slug",),
     address="slug",
     # Without it the list holds only what the token's own user may open, and missing ones would be created again.
@@ -169,10 +169,10 @@ APPLICATION = Resource(
     normalise=dict.fromkeys(("name", "group", "meta_description", "meta_publisher"), strip),
 )
 # The key of a token is read and written by addresses of its own.
-TOKEN_KEY = Resource("token key", key=("identifier",), id="identifier", secret=frozenset({"key"}))
+TOKEN_KEY = Resource(name="token key", key=("identifier",), id="identifier", secret=frozenset({"key"}))
 BINDING = Resource(
-    "binding",
-    "/policies/bindings/",
+    name="binding",
+    path="/policies/bindings/",
     key=("target", "group", "user", "policy"),
     read_only=_SHOWN_BY_SERVER,
     # A PATCH without the target is an exception in the server, one without the subject is refused.
@@ -180,16 +180,16 @@ BINDING = Resource(
     refs={"target": "application", "group": "group", "user": "user", "policy": "policy"},
 )
 OUTPOST = Resource(
-    "outpost",
-    "/outposts/instances/",
+    name="outpost",
+    path="/outposts/instances/",
     read_only=_SHOWN_BY_SERVER,
     unordered=frozenset({"providers"}),
     refs={"providers": "provider", "service_connection": "service connection"},
     merged=frozenset({"config"}),
 )
 BLUEPRINT = Resource(
-    "blueprint",
-    "/managed/blueprints/",
+    name="blueprint",
+    path="/managed/blueprints/",
     read_only=_SHOWN_BY_SERVER,
     normalise={"content": strip},
 )
@@ -198,8 +198,8 @@ _LIFETIMES = ("access_code_validity", "access_token_validity", "refresh_token_va
 _FLOWS = dict.fromkeys(("authentication_flow", "authorization_flow", "invalidation_flow"), "flow")
 
 OAUTH2 = Resource(
-    "OAuth2 provider",
-    "/providers/oauth2/",
+    name="OAuth2 provider",
+    path="/providers/oauth2/",
     space="provider",
     read_only=_SHOWN_BY_SERVER,
     secret=frozenset({"client_secret"}),
@@ -216,15 +216,15 @@ OAUTH2 = Resource(
     to_wire={"redirect_uris": _redirect_uris_to_wire},
 )
 LDAP = Resource(
-    "LDAP provider",
-    "/providers/ldap/",
+    name="LDAP provider",
+    path="/providers/ldap/",
     space="provider",
     read_only=_SHOWN_BY_SERVER,
     refs={**_FLOWS, "certificate": "certificate"},
 )
 PROXY = Resource(
-    "proxy provider",
-    "/providers/proxy/",
+    name="proxy provider",
+    path="/providers/proxy/",
     space="provider",
     read_only=_SHOWN_BY_SERVER | {"redirect_uris", "client_id"},
     secret=frozenset({"client_secret"}),
@@ -595,8 +595,7 @@ class Session:
 
     def write(self, action: Action) -> Document | None:
         """Send one action as Authentik's REST has it, and remember the name of what was made."""
-        kind = action.kind
-        assert isinstance(kind, Resource)  # noqa: S101
+        kind = t.cast("Resource", action.kind)
         if action.action == "delete":
             delete(self.api, kind.url(action.current or {}))
             return None
@@ -635,9 +634,8 @@ class Session:
             return [Step([action], send) for action in actions if action.action != "unchanged"]
 
         def relist(kind: Kind) -> Documents:
-            assert isinstance(kind, Resource)  # noqa: S101
             reader = self.readers.get(kind.name)
-            return reader() if reader else self.live(kind, fresh=True)
+            return reader() if reader else self.live(t.cast("Resource", kind), fresh=True)
 
         return run(self.module, self.api, actions, steps, relist=relist)
 

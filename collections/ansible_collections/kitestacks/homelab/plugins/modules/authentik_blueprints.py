@@ -16,6 +16,8 @@ description:
   - Authentik applies a blueprint in the background. The module fails when it ends with an error.
   - Deleting a blueprint does not delete what it made.
   - The key C(kitestacks_pending) in the context says whether a run was cut off before the blueprint was applied.
+author:
+  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
   - kitestacks.homelab.connection
@@ -176,7 +178,7 @@ SPEC: dict[str, dict[str, t.Any]] = {
 }
 KIND = replace(BLUEPRINT, merged=frozenset({"context"}), defaults={f"context.{PENDING}": False})
 # That a blueprint was applied is no object of the API, but a step that can fail by itself.
-RUN = Resource("blueprint run", key=("name",), id="name")
+RUN = Resource(name="blueprint run", key=("name",), id="name")
 
 
 def make_plan(session: Session) -> list[Action]:

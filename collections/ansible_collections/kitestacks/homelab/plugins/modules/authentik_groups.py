@@ -13,6 +13,8 @@ description:
   - Creates, updates and deletes groups, their parents, roles and members.
   - A set module. One task declares many objects; what is not declared is left alone unless O(purge=true).
   - Only the options that are given are compared and sent.
+author:
+  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
   - kitestacks.homelab.connection

@@ -13,6 +13,8 @@ description:
   - Returns version and ids, and says what is missing, or waits for it.
   - An open port, and even the health check, say nothing. Authentik answers before its default flows exist and before
     the first token is valid.
+author:
+  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes.info
   - kitestacks.homelab.connection

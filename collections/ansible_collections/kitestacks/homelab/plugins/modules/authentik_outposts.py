@@ -14,6 +14,8 @@ description:
   - A set module. One task declares many objects; what is not declared is left alone unless O(purge=true).
   - Only the options that are given are compared and sent.
   - The list of providers and the configuration are read again right before they are written, and the result is checked.
+author:
+  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
   - kitestacks.homelab.connection
@@ -220,10 +222,11 @@ SPEC: dict[str, dict[str, t.Any]] = {
     **_authentik.purge_spec(owner=False),
 }
 SEARCH = "search_full_directory"
-LDAP_APP, LDAP_MODEL = "authentik_providers_ldap", "authentik_providers_ldap.ldapprovider"
+LDAP_APP = "authentik_providers_ldap"
+LDAP_MODEL = f"{LDAP_APP}.ldapprovider"
 # The token of an outpost is made by Authentik, a moment after the outpost; we only give it its key.
-OUTPOST_KEY = Resource("outpost token", key=("outpost",), id="outpost", secret=frozenset({"key"}))
-PERMISSION = Resource("search permission", key=("role", "provider"), id="provider")
+OUTPOST_KEY = Resource(name="outpost token", key=("outpost",), id="outpost", secret=frozenset({"key"}))
+PERMISSION = Resource(name="search permission", key=("role", "provider"), id="provider")
 TOKEN_WAIT = 30  # seconds
 WRITES_AT_MOST = 5  # of one outpost whose list another client writes at the same time
 

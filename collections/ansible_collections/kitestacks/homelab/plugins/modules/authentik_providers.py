@@ -15,6 +15,8 @@ description:
   - Only the options that are given are compared and sent.
   - Flows, certificates and scope mappings are named; their ids are looked up.
   - A client secret is compared with the stored one and never shown.
+author:
+  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
   - kitestacks.homelab.connection

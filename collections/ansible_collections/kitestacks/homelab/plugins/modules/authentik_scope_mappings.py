@@ -14,6 +14,8 @@ description:
   - A set module. One task declares many objects; what is not declared is left alone unless O(purge=true).
   - Only the options that are given are compared and sent.
   - The default mappings are never changed. To say something else, declare a mapping of another name for the same scope.
+author:
+  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
   - kitestacks.homelab.connection

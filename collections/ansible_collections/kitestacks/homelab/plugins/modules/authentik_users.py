@@ -15,6 +15,8 @@ description:
   - Only the options that are given are compared and sent.
   - A password cannot be read back. It is set when the user is made, and again when a run was cut off before that.
   - The key of each declared token is read to compare it, one request each; Authentik logs that as an event.
+author:
+  - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
   - kitestacks.homelab.attributes
   - kitestacks.homelab.connection
@@ -261,7 +263,7 @@ SPEC: dict[str, dict[str, t.Any]] = {
     **_authentik.purge_spec(owner=True),
 }
 # A password is no object of the API, but a step that can fail by itself.
-PASSWORD = Resource("password", key=("username",), id="username", secret=frozenset({"password"}))
+PASSWORD = Resource(name="password", key=("username",), id="username", secret=frozenset({"password"}))
 
 
 def make_plan(session: Session) -> list[Action]:

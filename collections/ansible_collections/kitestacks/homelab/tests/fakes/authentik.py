@@ -125,7 +125,7 @@ def _text(*, blank: bool = True, longest: int = 0) -> Callable[[AuthentikApi, An
 
 def _slug(_api: AuthentikApi, value: Any) -> Any:
     if not re.fullmatch(r"[-a-zA-Z0-9_]+", str(value)):
-        raise Invalid(["Enter a valid “slug” consisting of letters, numbers, underscores or hyphens."])
+        raise Invalid(["Enter a valid \u201cslug\u201d consisting of letters, numbers, underscores or hyphens."])
     return value
 
 
@@ -180,7 +180,7 @@ def _ref(*kinds: str) -> Callable[[AuthentikApi, Any], Any]:
             try:
                 uuid.UUID(str(value))
             except ValueError:
-                raise Invalid([f"“{value}” is not a valid UUID."]) from None
+                raise Invalid([f"\u201c{value}\u201d is not a valid UUID."]) from None
         elif isinstance(value, bool) or not isinstance(value, int):
             raise Invalid([f"Incorrect type. Expected pk value, received {type(value).__name__}."])
         if not any(api.store.get(kind, str(value)) for kind in kinds):
@@ -799,7 +799,7 @@ class AuthentikApi:
         return self._write(kind, row, document, partial=request.method == "PATCH")
 
     def _authenticate(self, headers: Mapping[str, str]) -> Json:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        scheme, _blank, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Refused(403, {"detail": "Authentication credentials were not provided."})
         for token in self.store.rows("tokens"):
@@ -877,7 +877,7 @@ class AuthentikApi:
                 try:
                     uuid.UUID(query[name])
                 except ValueError:
-                    raise Refused(400, {name: [f"“{query[name]}” is not a valid UUID."]}) from None
+                    raise Refused(400, {name: [f"\u201c{query[name]}\u201d is not a valid UUID."]}) from None
                 rows = [row for row in rows if row[name] == query[name]]
         if "target_in" in query:
             rows = [row for row in rows if row["target"] in query["target_in"].split(",")]
@@ -889,7 +889,7 @@ class AuthentikApi:
         for name in kind.filters:
             if name not in query:
                 continue
-            column, _, operator = name.partition("__")
+            column, _mark, operator = name.partition("__")
             value = row.get(column)
             if name == "user__username":
                 value, operator = (self.store.get("users", str(row["user"])) or {}).get("username"), ""

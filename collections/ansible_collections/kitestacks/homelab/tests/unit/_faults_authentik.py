@@ -213,7 +213,7 @@ def applications_service() -> AuthentikApi:
         row = api.add("oauth2", name=slug, client_id=slug, client_secret="s", redirect_uris=[], **flows(api))
         publisher = "somebody" if slug == "foreign" else "kitestacks"
         made = api.add("applications", name=slug, slug=slug, provider=row["pk"], meta_publisher=publisher)
-        for _ in range(2):
+        for _number in range(2):
             api.add("bindings", target=made["pk"], group=group["pk"], order=0)
     return api
 

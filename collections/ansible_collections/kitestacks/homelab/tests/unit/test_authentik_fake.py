@@ -32,7 +32,7 @@ HEADERS = {"authorization": f"Bearer {ADMIN_TOKEN}", "content-type": "applicatio
 
 
 def call(api: AuthentikApi, method: str, path: str, body: t.Any = None, **headers: str) -> Reply:
-    path, _, query = path.partition("?")
+    path, _mark, query = path.partition("?")
     found = dict(urllib.parse.parse_qsl(query))
     return api.handle(Request(method, path, found, {**HEADERS, **headers}, body))
 
@@ -68,7 +68,7 @@ class Replay:
         token = ADMIN_TOKEN if "unprivileged" not in recorded["name"] else "plain-key"
         if headers.get("authorization") == "Bearer <token>":
             headers["authorization"] = f"Bearer {token}"
-        path, _, query = path.partition("?")
+        path, _mark, query = path.partition("?")
         found = dict(urllib.parse.parse_qsl(query))
         reply = self.api.handle(Request(request["method"], path, found, headers, self.body(request["body"], path)))
         self.learn(recorded["response"]["body"], reply.body, path)
@@ -233,5 +233,5 @@ def test_a_blueprint_is_applied_later(api):
     made = call(api, "POST", "/managed/blueprints/", body).body
     path = f"/managed/blueprints/{made['pk']}/"
     call(api, "POST", f"{path}apply/")
-    states = [call(api, "GET", path).body["status"] for _ in range(3)]
+    states = [call(api, "GET", path).body["status"] for _number in range(3)]
     assert states == ["unknown", "unknown", "successful"]

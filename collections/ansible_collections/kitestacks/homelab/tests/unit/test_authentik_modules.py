@@ -144,7 +144,7 @@ def test_bindings_have_no_uniqueness_and_doubles_are_taken_away(lab):
     other = lab.api.add("groups", name="other")
     lab.ok(APPS, applications=[{"slug": "a", "name": "A"}])
     target = lab.api.find("applications", slug="a")["pk"]
-    for _ in range(3):
+    for _number in range(3):
         lab.api.add("bindings", target=target, group=group["pk"], order=7)
     lab.api.add("bindings", target=target, group=other["pk"], order=0)
     result = lab.ok(APPS, applications=[{"slug": "a", "groups": ["household"]}])
