@@ -174,10 +174,11 @@ def plan_providers(session: Session, option: str, items: t.Sequence[tuple[str, t
     plans = Plans()
     by_name = {document["name"]: document for document in session.rows(PROVIDER)}
     client_ids: dict[str, str] = {}
-    for where, item in items:
+    live: dict[str, dict[t.Any, Document]] = {}  # by type and id, in the names that are known once all is checked
+    checked = [_declared(session, where, item) for where, item in items]
+    for (where, item), desired in zip(items, checked):
         kind = PROVIDERS[item["type"]]
         found = by_name.get(item["name"])
-        desired = _declared(session, where, item)
         type_now = None if found is None else PROVIDER_MODELS.get(found["meta_model_name"])
         if found is not None and type_now is None:
             raise PlanError(f"{where}: name: {item['name']!r} is the name of a {found['verbose_name']} already")
@@ -186,7 +187,9 @@ def plan_providers(session: Session, option: str, items: t.Sequence[tuple[str, t
             found = None
         current = None
         if found is not None:
-            current = next((one for one in session.live(kind) if one["pk"] == found["pk"]), None)
+            if item["type"] not in live:
+                live[item["type"]] = {document["pk"]: document for document in session.live(kind)}
+            current = live[item["type"]].get(found["pk"])
         if current is None:
             _complete(where, item["type"], desired)
         if "client_id" in desired:
