@@ -509,13 +509,19 @@ class Session:
             if kind.normalise.get(name) is duration and not DURATION.fullmatch(value):
                 raise PlanError(f"{where}: {name}: {value!r} is no duration such as 'hours=1;minutes=30'")
             if name in kind.refs:
-                value = self._reference(f"{where}: {name}", kind.refs[name], value, declared or {})  # noqa: PLW2901
+                value = self.reference(f"{where}: {name}", kind.refs[name], value, declared or {})  # noqa: PLW2901
             checked[name] = value
         return checked
 
-    def _reference(self, where: str, space: str, value: t.Any, declared: t.Mapping[str, t.Collection[str]]) -> t.Any:
+    def reference(self, where: str, space: str, value: t.Any, declared: t.Mapping[str, t.Collection[str]]) -> t.Any:
+        """Return the name, or the list of names, that a reference is shown by.
+
+        Raises:
+            PlanError: nothing is called that. In check mode a warning, if an earlier task could be about to make it.
+
+        """
         if isinstance(value, list):
-            found = [self._reference(where, space, entry, declared) for entry in value]
+            found = [self.reference(where, space, entry, declared) for entry in value]
             twice = next((name for name in found if found.count(name) > 1), None)
             if twice is not None:
                 raise PlanError(f"{where}: {space} {twice!r} is listed twice")

@@ -372,8 +372,7 @@ def _plan_search(session: Session, wanted: Plan, name: str, item: t.Mapping[str,
     for option, kind in (("users", USER), ("groups", GROUP)):
         for member in item["search"][option]:
             session.check(kind, where, {"roles": [role]}, {"role": {role}})
-            if session.id_of(kind.name, member) is None:
-                raise PlanError(f"{where}: {option}: there is no {kind.name} {member!r} in Authentik")
+            session.reference(f"{where}: {option}", kind.name, member, {})
             wanted.grants.setdefault((kind.name, member), set()).add(role)
 
 
@@ -398,9 +397,11 @@ def _plan_grants(session: Session, grants: t.Mapping[tuple[str, str], set[str]])
     actions = []
     for (kind_name, member), roles in grants.items():
         kind = {USER.name: USER, GROUP.name: GROUP}[kind_name]
-        current = next(document for document in session.live(kind) if kind.label(document) == member)
+        label = kind.key[0]
+        found = (document for document in session.live(kind) if document[label] == member)
+        current = next(found, {label: member, "roles": []})  # in check mode it may not exist yet
         more = sorted(roles - set(current["roles"]))
-        actions.append(compare(kind, {kind.key[0]: member, "roles": [*current["roles"], *more]}, current))
+        actions.append(compare(kind, {label: member, "roles": [*current["roles"], *more]}, current))
     return actions
 
 

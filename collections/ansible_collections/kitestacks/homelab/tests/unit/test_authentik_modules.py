@@ -555,6 +555,12 @@ def test_a_reference_to_what_an_earlier_task_will_make_is_a_warning_in_check_mod
     result = lab.ok(APPS, check=True, applications=applications(1))
     assert [entry for entry in result["warnings"] if "household" in str(entry)]
     assert lab.run(APPS, applications=applications(1)).get("failed")
+    search = {"role": "ldap-search", "users": ["searcher"]}
+    outpost = {"name": "o", "type": "ldap", "providers": ["directory"], "token": "key-of-o", "search": search}
+    result = lab.ok(OUTPOSTS, check=True, outposts=[outpost])
+    assert ("user", "searcher", "updated") in actions(result)
+    assert all(any(name in str(entry) for entry in result["warnings"]) for name in ("directory", "searcher"))
+    assert lab.run(OUTPOSTS, outposts=[outpost]).get("failed")
 
 
 def test_a_provider_is_documented_alike_in_both_modules():
