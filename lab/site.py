@@ -71,9 +71,10 @@ class _Progress:
             if kind == "playbook_on_task_start":
                 self._task = data
         if kind == "playbook_on_stats":
+            self.stats = {host: dict.fromkeys(("ok", "changed", "failures", "dark"), 0) for host in data["processed"]}
             for word in ("ok", "changed", "failures", "dark"):
                 for host, count in data.get(word, {}).items():
-                    self.stats.setdefault(host, {})[word] = count
+                    self.stats[host][word] = count
         if kind in _OUTCOMES:
             outcome = Outcome(
                 data.get("host", ""),

@@ -175,4 +175,6 @@ def test_mistakes_are_told_all_at_once_and_no_host_is_touched(homelab: None, inv
 def test_one_role_alone_by_its_tag(homelab: None) -> None:
     run = site.play("site.yml", "--tags", "edge", show="nothing")
     assert (run.rc, run.changed()) == (0, set()), run.output[-4000:]
-    assert {outcome.role for outcome in run.outcomes} == {"", "edge"}
+    # The arguments of every role are validated whatever the tags.
+    done = {outcome.role for outcome in run.outcomes if not outcome.task.startswith("Validating arguments")}
+    assert done == {"", "edge"}

@@ -48,7 +48,7 @@ class _ComposeLoader(yaml.SafeLoader):
 _ComposeLoader.add_multi_constructor("!", lambda _loader, _suffix, _node: None)
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no types
+class ActionModule(ActionBase):
     """Runs the module of the same name with the rendered stack as one opaque argument."""
 
     _supports_check_mode = True
