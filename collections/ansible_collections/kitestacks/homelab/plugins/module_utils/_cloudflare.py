@@ -8,6 +8,7 @@ Source of the shapes: Cloudflare's OpenAPI document and developers.cloudflare.co
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
@@ -36,6 +37,9 @@ PURGE_SPEC: dict[str, dict[str, t.Any]] = {
     "purge_allow_empty": {"type": "bool", "default": False},
     "purge_name_prefix": {"type": "str"},
 }
+
+# One label of a host name, in ASCII and lower case. Names of services and keys start with an underscore.
+LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 
 TUNNEL = Kind(
     "tunnel",
@@ -190,6 +194,12 @@ def main(
     finally:
         api.close()
     module.exit_json(**found)
+
+
+def ascii_name(name: str) -> str:
+    """Return a host name in lower case and punycode, without the final dot."""
+    labels = name.strip().rstrip(".").lower().split(".")
+    return ".".join(label if label.isascii() else label.encode("idna").decode() for label in labels)
 
 
 def hint(error: ApiError) -> str:

@@ -15,6 +15,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
+from ._cloudflare import LABEL, ascii_name
 from ._reconcile import Action, Document, Kind, PlanError, compare
 
 ADDRESS_TYPES = ("A", "AAAA", "CNAME")
@@ -67,7 +68,6 @@ DATA_IDENTITY = {
 PLAIN_TYPES = ("A", "AAAA", "CNAME", "MX", "NS", "OPENPGPKEY", "PTR", "TXT")
 TYPES = tuple(sorted((*PLAIN_TYPES, *DATA_FIELDS)))
 PRIORITY_TYPES = ("MX", "URI")
-LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 BATCH = 200
 
 
@@ -150,12 +150,6 @@ def canonical_content(kind: str, content: str) -> str:
     if kind in ("A", "AAAA"):
         return str(ipaddress.ip_address(content.strip()))
     return content.strip()
-
-
-def ascii_name(name: str) -> str:
-    """Return a host name in lower case and punycode, without the final dot."""
-    labels = name.strip().rstrip(".").lower().split(".")
-    return ".".join(label if label.isascii() else label.encode("idna").decode() for label in labels)
 
 
 def unquote(content: str) -> str:

@@ -295,7 +295,6 @@ import typing as t
 import uuid
 
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _cloudflare
-from ansible_collections.kitestacks.homelab.plugins.module_utils import _cloudflare_dns as dns
 from ansible_collections.kitestacks.homelab.plugins.module_utils._apply import Ids, run, steps
 from ansible_collections.kitestacks.homelab.plugins.module_utils._reconcile import (
     Action,
@@ -438,7 +437,7 @@ def duration(value: str) -> str:
 def domain(value: str) -> str:
     """Return the domain of an application in one form: host in lower case and punycode, no final slash."""
     host, slash, path = value.strip().partition("/")
-    return dns.ascii_name(host) + (f"{slash}{path}".rstrip("/"))
+    return _cloudflare.ascii_name(host) + (f"{slash}{path}".rstrip("/"))
 
 
 def links(policies: t.Sequence[t.Any]) -> list[Document]:
@@ -586,11 +585,11 @@ def application(item: t.Mapping[str, t.Any], where: str) -> Document:
     label = f"{where} ({item['domain']})"
     host = item["domain"].partition("/")[0]
     try:
-        labels = dns.ascii_name(host).split(".")
+        labels = _cloudflare.ascii_name(host).split(".")
     except UnicodeError:
         labels = []
     names = labels[1:] if labels[:1] == ["*"] else labels
-    if len(labels) < 2 or not all(dns.LABEL.fullmatch(name) for name in names):
+    if len(labels) < 2 or not all(_cloudflare.LABEL.fullmatch(name) for name in names):
         raise PlanError(f"{label}.domain: is no public name (without https://, a path may follow)")
     if item["state"] == "absent":
         return {"domain": domain(item["domain"])}

@@ -335,7 +335,7 @@ def reconcile(module: AnsibleModule, api: _cloudflare.Cloudflare) -> dict[str, t
     # What can be checked without the zone is checked before the first request.
     for where, item in [*present, *gone]:
         dns.declared(item, where, dns.Zone(params["zone"], enterprise=True))
-    document = api.zone(dns.ascii_name(params["zone"]))
+    document = api.zone(_cloudflare.ascii_name(params["zone"]))
     zone = dns.Zone.of(document)
     desired = [dns.declared(item, where, zone) for where, item in present]
     absent = [dns.declared(item, where, zone) for where, item in gone]

@@ -112,7 +112,6 @@ stats:
 import typing as t
 
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _cloudflare
-from ansible_collections.kitestacks.homelab.plugins.module_utils import _cloudflare_dns as dns
 from ansible_collections.kitestacks.homelab.plugins.module_utils._http import ApiError
 from ansible_collections.kitestacks.homelab.plugins.module_utils._reconcile import Document, PlanError
 
@@ -199,7 +198,7 @@ def find_zone(api: _cloudflare.Cloudflare, name: str | None) -> Document | None:
     if name is None:
         return None
     try:
-        return api.zone(dns.ascii_name(name))
+        return api.zone(_cloudflare.ascii_name(name))
     except PlanError:
         return None
     except ApiError as error:

@@ -187,7 +187,6 @@ import typing as t
 import urllib.parse
 
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _cloudflare
-from ansible_collections.kitestacks.homelab.plugins.module_utils import _cloudflare_dns as dns
 from ansible_collections.kitestacks.homelab.plugins.module_utils._apply import Step, run
 from ansible_collections.kitestacks.homelab.plugins.module_utils._reconcile import (
     Action,
@@ -397,13 +396,13 @@ def check_hostname(hostname: str, where: str) -> str:
         PlanError: it is none.
     """
     try:
-        found = dns.ascii_name(hostname)
+        found = _cloudflare.ascii_name(hostname)
     except UnicodeError:
         found = ""
     labels = found.split(".")
     if labels[0] == "*":
         labels = labels[1:]
-    if len(labels) < 2 or len(found) > 253 or not all(dns.LABEL.fullmatch(label) for label in labels):
+    if len(labels) < 2 or len(found) > 253 or not all(_cloudflare.LABEL.fullmatch(label) for label in labels):
         raise PlanError(f"{where}: {hostname!r} is no public name (a wildcard may only be the first label)")
     return found
 
