@@ -72,7 +72,7 @@ def play(folder: Path, tasks: list[dict[str, t.Any]]) -> float:
     }
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", str(book)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
@@ -137,9 +137,7 @@ def main() -> int:
     command = [sys.executable, __file__, "--serve"]
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as server,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server,
     ):
         # The server is a child too: what it costs shows in our account only when it has ended.
         url = t.cast("t.IO[str]", server.stdout).readline().strip()

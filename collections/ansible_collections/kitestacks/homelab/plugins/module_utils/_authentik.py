@@ -541,7 +541,7 @@ class Session:
         raise PlanError(message + self._hint(space, value))
 
     def _hint(self, space: str, name: str) -> str:
-        import difflib  # noqa: PLC0415 (only a mistake pays for it)
+        import difflib
 
         near = difflib.get_close_matches(name, self._ids[space], n=1)
         return f"; did you mean {near[0]!r}?" if near else ""
