@@ -60,13 +60,22 @@ def test_no_secret_in_any_output_or_artifact(predicted: site.Run, first: site.Ru
             assert secret not in path.read_text(errors="replace"), f"{name} is in {path}"
 
 
-def test_no_secret_in_the_journal_or_a_process_list(homelab: None) -> None:
-    for name, secret in _secrets().items():
-        for host in HOSTS:
-            for command in (["journalctl", "--no-pager"], ["ps", "axeww"]):
-                words = ["docker", "exec", host, *command]
-                seen = subprocess.run(words, capture_output=True, text=True, check=True, errors="replace").stdout
-                assert secret not in seen, f"{name} is in {command[0]} of {host}"
+LEAKS = {
+    "the journal": ["journalctl", "--no-pager"],
+    "a process list": ["ps", "axeww"],
+    "docker inspect": ["sh", "-c", "docker inspect $(docker ps --all --quiet)"],
+    "a container's log": ["sh", "-c", "for name in $(docker ps --all --quiet); do docker logs $name 2>&1; done"],
+}
+
+
+@pytest.mark.parametrize("place", LEAKS)
+def test_no_secret_shows_on_a_host(homelab: None, place: str) -> None:
+    for host in HOSTS:
+        words = ["docker", "exec", host, *LEAKS[place]]
+        seen = subprocess.run(words, capture_output=True, text=True, check=True, errors="replace").stdout
+        assert seen
+        for name, secret in _secrets().items():
+            assert secret not in seen, f"{name} is in {place} of {host}"
 
 
 def test_a_run_that_is_killed_is_finished_by_the_next(homelab: None) -> None:
