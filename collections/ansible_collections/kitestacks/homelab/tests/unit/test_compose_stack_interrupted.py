@@ -12,7 +12,10 @@ import signal
 import pytest
 from ansible_collections.kitestacks.homelab.tests.unit.compose_stack_host import EMPTY_WORLD, RELOAD, Declared, Host
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sets owners of files: run as root")
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(os.geteuid() != 0, reason="sets owners of files: run as root"),
+]
 
 RELOADING = {"reload": [RELOAD]}
 FIRST = Declared(options=RELOADING)

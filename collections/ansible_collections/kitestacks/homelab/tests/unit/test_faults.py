@@ -12,6 +12,8 @@ import pytest
 
 from ._faults import FAULTS, Case, cut_off, interrupted
 
+pytestmark = pytest.mark.faults
+
 
 def cases() -> list[Case]:
     names = sorted(file.stem for file in Path(__file__).parent.glob("_faults_*.py"))
