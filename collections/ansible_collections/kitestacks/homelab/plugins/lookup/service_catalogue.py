@@ -28,8 +28,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _raw:
   description:
-    - The services by name. Beside the keys of the declaration each has RV(_raw[].name), RV(_raw[].hosts) (in order of
-      preference) and RV(_raw[].hostname) (its full public name, none for an internal service).
+    - The services by name. Beside the keys of the declaration each has C(name), C(hosts) (in order of preference) and
+      C(hostname) (its full public name, none for an internal service).
   type: list
   elements: dict
 """

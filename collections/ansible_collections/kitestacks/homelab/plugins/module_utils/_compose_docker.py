@@ -128,6 +128,8 @@ class Docker:
         # Files, not pipes: what a killed compose leaves running must not keep us waiting for the end of a pipe.
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             try:
+                # run_command cannot end a command early, nor hand the lock on to it.
+                # pylint: disable-next=ansible-bad-function
                 process = subprocess.Popen(  # noqa: S603 - a list of words, no shell
                     ["docker", *arguments],  # noqa: S607 - from PATH, wherever the host has it
                     cwd="/",  # else compose looks for a compose file from here upwards

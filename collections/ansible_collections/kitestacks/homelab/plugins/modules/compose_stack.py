@@ -97,6 +97,9 @@ options:
       mode:
         description: Quoted octal number. The default is V(0644), or V(0755) when the source is executable.
         type: str
+  _payload:
+    description: The rendered stack. The action plugin of the same name sets it; it is not for people.
+    type: str
   exclude:
     description: Patterns (as of a shell) of paths below C(templates/) and C(files/) that are no part of the stack.
     type: list
@@ -323,9 +326,13 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_stack 
 def main() -> None:
     module = AnsibleModule(
         # The action plugin sends all contents in this one opaque string: nothing of it reaches syslog or the result.
-        argument_spec={**ARGUMENT_SPEC, "_payload": {"type": "str", "no_log": True, "required": True}},
+        argument_spec={**ARGUMENT_SPEC, "_payload": {"type": "str", "no_log": True}},
         supports_check_mode=True,
     )
+    if not module.params["_payload"]:
+        module.fail_json(
+            msg="compose_stack runs through its action plugin: call it as kitestacks.homelab.compose_stack"
+        )
     names = ("name", "project_directory", "state", "reload", "pull", "wait_timeout", "rollback", "purge_data")
     stack = Stack(
         Options(**{name: module.params[name] for name in names}),
