@@ -330,9 +330,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     if not module.params["_payload"]:
-        module.fail_json(
-            msg="compose_stack runs through its action plugin: call it as kitestacks.homelab.compose_stack"
-        )
+        module.fail_json(msg="this module needs its action plugin: call it as kitestacks.homelab.compose_stack")
     names = ("name", "project_directory", "state", "reload", "pull", "wait_timeout", "rollback", "purge_data")
     stack = Stack(
         Options(**{name: module.params[name] for name in names}),
