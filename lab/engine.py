@@ -16,7 +16,8 @@ _RECORD = settings.CACHE / "engine.json"
 """Process id and start time of the engine that we started: what tells `down` that it is ours to stop."""
 
 
-def _answers() -> bool:
+def answers() -> bool:
+    """Tell whether a docker engine answers."""
     return run("docker", "info", "--format", "{{.ServerVersion}}", check=False, timeout=30).returncode == 0
 
 
@@ -33,9 +34,9 @@ def _start_ticks(pid: int) -> str | None:
 
 def ensure() -> None:
     """Have a docker engine that answers."""
-    if run("sh", "-c", "command -v docker && command -v dockerd", check=False).returncode != 0 and not _answers():
+    if run("sh", "-c", "command -v docker && command -v dockerd", check=False).returncode != 0 and not answers():
         run(settings.ROOT / "bin" / "setup", "packages", "docker.io", "iptables")
-    if _answers():
+    if answers():
         return
     if os.geteuid() != 0 or Path("/run/systemd/system").is_dir():
         raise LabError(
@@ -50,22 +51,28 @@ def ensure() -> None:
         ticks = _start_ticks(engine.pid)
         _RECORD.write_text(json.dumps({"pid": engine.pid, "ticks": ticks}))
         deadline = time.monotonic() + 60
-        while not _answers():
+        while not answers():
             if engine.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(log.read_text().splitlines()[-15:])
                 raise LabError(f"the docker engine did not start; {log} ends with:\n{tail}")
             time.sleep(0.3)
 
 
+def ours() -> bool:
+    """Tell whether the engine that runs is one that `ensure` started."""
+    if not _RECORD.exists():
+        return False
+    record = json.loads(_RECORD.read_text())
+    return record["ticks"] is not None and _start_ticks(record["pid"]) == record["ticks"]
+
+
 def stop_ours() -> None:
     """Stop the engine that `ensure` started, and take away what it leaves: its iptables rules and its bridge."""
-    if not _RECORD.exists():
-        return
-    record = json.loads(_RECORD.read_text())
-    pid = record["pid"]
-    if record["ticks"] is not None and _start_ticks(pid) == record["ticks"]:
+    if ours():
         if docker("ps", "--quiet"):
             return  # somebody else's containers run on it by now
+        record = json.loads(_RECORD.read_text())
+        pid = record["pid"]
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + 30
         while _start_ticks(pid) == record["ticks"]:
@@ -74,7 +81,7 @@ def stop_ours() -> None:
             time.sleep(0.2)
         _remove_rules()
         run("ip", "link", "delete", "docker0", check=False)
-    _RECORD.unlink()
+    _RECORD.unlink(missing_ok=True)
 
 
 def _remove_rules() -> None:
