@@ -22,14 +22,15 @@ def answers() -> bool:
 
 
 def _start_ticks(pid: int) -> str | None:
-    """Return the process's start time in clock ticks since boot (field 22 of /proc/PID/stat), None if there is none.
+    """Return the process's start time in clock ticks since boot (field 22 of /proc/PID/stat), None if it has ended.
 
     Together with the process id it names one process for good: ids are used again, start times are not.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[0] == "Z" else fields[19]
 
 
 def ensure() -> None:

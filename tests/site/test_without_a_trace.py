@@ -1,4 +1,4 @@
-"""The last of the site tests: taking the lab down leaves nothing behind. (Files are run in the order of their names.)"""
+"""The last of the site tests, by its name: taking the lab down leaves nothing behind."""
 
 from __future__ import annotations
 
