@@ -1,0 +1,20 @@
+# Copyright: (c) the KiteStacks maintainers
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue
+
+
+class FilterModule:
+    """Derivations of the service catalogue; each is documented in the YAML file of its name."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "edge_backends": _catalogue.edge_backends,
+            "portal_tiles": _catalogue.portal_tiles,
+            "required_secrets": _catalogue.required_secrets,
+        }

@@ -1,0 +1,201 @@
+# Copyright: (c) the KiteStacks maintainers
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The service catalogue: one declaration per service, and what is derived from all of them.
+
+A service is declared once, in `roles/<name>/meta/service.yml`. `load` reads the declarations, joins each with its
+placement (the inventory group of its name), and refuses what is wrong with one message per mistake. Every derivation
+has the same shape: catalogue in, list out. They are pure, so that the same rows come out everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Service = dict[str, Any]
+"""One service: the keys of its declaration with their defaults, and `name`, `hosts` (in order of preference) and
+`hostname` (the full public name, None for an internal service)."""
+
+Catalogue = list[Service]
+"""Every deployed service, by name."""
+
+SIGN_IN = ("oidc", "proxy", "ldap", "native", "public")
+FAILOVER = ("both", "first", "writer")
+"""`both`: any host's copy serves, the local one first. `first`: it lives on one host. `writer`: every request goes to
+the first host whose health path says that it is the writer."""
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_PATH = re.compile(r"/[^\s]*")
+
+# key: (type, default); a key without a default must be stated.
+_REQUIRED = object()
+_SCHEMA: dict[str, Any] = {
+    "title": (str, _REQUIRED),
+    "description": (str, _REQUIRED),
+    "section": (str, ""),
+    "icon": (str, ""),
+    "public_name": (str, None),
+    "port": (int, None),
+    "health_path": (str, None),
+    "sign_in": (str, None),
+    "failover": (str, "first"),
+    "secrets": (list, ()),
+}
+
+
+class CatalogueError(Exception):
+    """Declarations or placement that cannot be used; `mistakes` has one sentence for each."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = list(mistakes)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """Return "; did you mean X?" for the known word that is nearest, "" when none is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _check(name: str, declaration: Any) -> list[str]:
+    """Return what is wrong with one declaration, a sentence each."""
+    where = f"roles/{name}/meta/service.yml"
+    if not isinstance(declaration, Mapping):
+        return [f"{where}: must be a mapping of keys to values"]
+    mistakes = [
+        f"{where}: {key!r} is not a key of a service{suggestion(str(key), list(_SCHEMA))}"
+        for key in declaration
+        if key not in _SCHEMA
+    ]
+    for key, (kind, default) in _SCHEMA.items():
+        value = declaration.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                mistakes.append(f"{where}: {key} is missing")
+        elif not isinstance(value, kind) or isinstance(value, bool):
+            mistakes.append(f"{where}: {key} is {value!r}; it must be a {kind.__name__}")
+    if mistakes:
+        return mistakes
+    public = declaration.get("public_name")
+    if public is not None:
+        if not _LABEL.fullmatch(public):
+            mistakes.append(f"{where}: public_name is {public!r}; it must be one label of a host name, like 'www'")
+        mistakes += [
+            f"{where}: {key} is missing; a service with a public_name needs it"
+            for key in ("port", "health_path", "sign_in")
+            if declaration.get(key) is None
+        ]
+    port = declaration.get("port")
+    if port is not None and not 0 < port < 65536:
+        mistakes.append(f"{where}: port is {port}; it must be from 1 to 65535")
+    path = declaration.get("health_path")
+    if path is not None and not _PATH.fullmatch(path):
+        mistakes.append(f"{where}: health_path is {path!r}; it must begin with a slash and have no spaces")
+    for key, choices in (("sign_in", SIGN_IN), ("failover", FAILOVER)):
+        value = declaration.get(key)
+        if value is not None and value not in choices:
+            mistakes.append(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}")
+    mistakes += [
+        f"{where}: secrets has {secret!r}; a secret is named like a variable of the role, {name}_<x>"
+        for secret in declaration.get("secrets", ())
+        if not isinstance(secret, str) or not secret.startswith(f"{name}_")
+    ]
+    return mistakes
+
+
+def build(declarations: Mapping[str, Any], groups: Mapping[str, Sequence[str]], domain: str) -> Catalogue:
+    """Join declarations with placement.
+
+    `declarations` maps a service's name to the content of its service.yml, `groups` an inventory group to its hosts in
+    order. Services whose group is missing or empty are not deployed and left out. Raises CatalogueError.
+    """
+    mistakes: list[str] = []
+    catalogue: Catalogue = []
+    owners: dict[str, str] = {}
+    for name in sorted(declarations):
+        wrong = _check(name, declarations[name])
+        mistakes += wrong
+        hosts = list(groups.get(name, ()))
+        if wrong or not hosts:
+            continue
+        service = {key: default for key, (_kind, default) in _SCHEMA.items()}
+        service.update(declarations[name])
+        service["secrets"] = list(service["secrets"])
+        public = service["public_name"]
+        service.update(name=name, hosts=hosts, hostname=None if public is None else f"{public}.{domain}")
+        if public is not None and public in owners:
+            mistakes.append(f"roles/{name}/meta/service.yml: public_name {public!r} is taken by {owners[public]}")
+        if public is not None:
+            owners[public] = name
+        if service["failover"] == "first" and len(hosts) > 1:
+            mistakes.append(
+                f"group {name} has {len(hosts)} hosts ({', '.join(hosts)}); {name} can live on one host only: its data"
+                " is not shared between hosts"
+            )
+        catalogue.append(service)
+    if mistakes:
+        raise CatalogueError(mistakes)
+    return catalogue
+
+
+def load(roles_paths: Sequence[str], groups: Mapping[str, Sequence[str]], domain: str) -> Catalogue:
+    """Read every `<path>/<role>/meta/service.yml` and `build` the catalogue. Raises CatalogueError."""
+    import yaml
+
+    declarations: dict[str, Any] = {}
+    mistakes: list[str] = []
+    for path in roles_paths:
+        for file in sorted(Path(path).glob("*/meta/service.yml")):
+            role = file.parent.parent.name
+            if role in declarations:
+                continue
+            try:
+                declarations[role] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                mistakes.append(f"roles/{role}/meta/service.yml: is not YAML: {error}")
+    if mistakes:
+        raise CatalogueError(mistakes)
+    return build(declarations, groups, domain)
+
+
+def edge_backends(catalogue: Catalogue, host: str) -> list[dict[str, Any]]:
+    """Return what the edge of a host routes: a row per public service.
+
+    Row: `name`, `title`, `hostname`, `port`, `health_path`, and `servers`, the hosts to try in order, as seen from
+    `host`: its own copy first, except for a `writer`, whose order is the same everywhere.
+    """
+    rows = []
+    for service in catalogue:
+        if service["hostname"] is None:
+            continue
+        servers = list(service["hosts"])
+        if service["failover"] == "both" and host in servers:
+            servers.sort(key=lambda name: name != host)
+        row = {key: service[key] for key in ("name", "title", "hostname", "port", "health_path")}
+        rows.append({**row, "servers": servers})
+    return rows
+
+
+def portal_tiles(catalogue: Catalogue) -> list[dict[str, Any]]:
+    """Return the portal's tiles: a row per public service that names a section, by section and title.
+
+    Row: `name`, `title`, `description`, `section`, `icon`, `url`.
+    """
+    rows = [
+        {
+            **{key: service[key] for key in ("name", "title", "description", "section", "icon")},
+            "url": f"https://{service['hostname']}",
+        }
+        for service in catalogue
+        if service["hostname"] is not None and service["section"]
+    ]
+    return sorted(rows, key=lambda row: (row["section"], row["title"]))
+
+
+def required_secrets(catalogue: Catalogue) -> list[str]:
+    """Return the names of all secrets that deployed services need, sorted."""
+    return sorted({secret for service in catalogue for secret in service["secrets"]})

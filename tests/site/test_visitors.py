@@ -1,0 +1,131 @@
+"""What a visitor meets, through either host's edge, while things break."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from lab import faults, machines, settings, traffic
+
+from .conftest import HOSTS, WWW, eventually
+
+
+def _answers_by_itself(host: str) -> bool:
+    with traffic.edge(host) as port:
+        answer = traffic.request(port, WWW)
+    return (answer.status, answer.server) == (200, host)
+
+
+def _sees_both_copies(host: str) -> bool:
+    return machines.edge_services(host).get("portal") == 2
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_www_answers_through_either_edge(homelab: None, host: str) -> None:
+    with traffic.edge(host) as port:
+        answer = traffic.request(port, WWW)
+        assert (answer.status, answer.server) == (200, host)
+        assert "KiteStacks Portal" in answer.body
+        assert traffic.request(port, f"nobody.{settings.DOMAIN}").status == 404
+
+
+def _during(
+    port: int, count: int, rate: float, after: float, what: Callable[[], None]
+) -> tuple[Sequence[traffic.Answer], float]:
+    """Make requests, and do `what` when `after` seconds have passed; return the answers and the moment it was done."""
+    moment = [0.0]
+
+    def act() -> None:
+        moment[0] = time.monotonic()
+        what()
+
+    timer = threading.Timer(after, act)
+    timer.start()
+    answers = traffic.steady(port, WWW, count, rate)
+    timer.join()
+    return answers, moment[0]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_stopped_portal_is_served_from_the_other_host(
+    homelab: None, host: str, record_property: Callable[..., None]
+) -> None:
+    eventually(lambda: _sees_both_copies(host), 20, f"{host}'s edge sees both copies")
+    with traffic.edge(host) as port:
+        answers, moment = _during(port, 300, 20, 2, lambda: faults.stop_container(host, "portal"))
+    within = [answer for answer in answers if answer.begin < moment + 3]
+    later = [answer for answer in answers if answer.begin >= moment + 3]
+    assert len(later) >= 200
+    assert [answer for answer in later if answer.status != 200] == []
+    assert {answer.server for answer in later} == set(HOSTS) - {host}
+    failed = sum(answer.status != 200 for answer in within)
+    slow = sum(answer.seconds > 0.5 for answer in within)
+    record_property("failed_within_the_interval", failed)
+    record_property("slow_within_the_interval", slow)
+    print(
+        f"\n{host}: portal stopped, {len(within)} requests until 3 s after: {failed} failed, {slow} slower than 0.5 s"
+    )
+    assert failed == 0
+
+
+def test_each_host_serves_its_own_when_the_tailnet_is_cut(homelab: None) -> None:
+    faults.cut_tailnet("monk")
+    for host in HOSTS:
+        with traffic.edge(host) as port:
+            answers = traffic.steady(port, WWW, 60, 20)
+        assert {(answer.status, answer.server) for answer in answers} == {(200, host)}
+    faults.heal()
+    for host in HOSTS:
+        eventually(lambda host=host: _sees_both_copies(host), 30, f"{host}'s edge sees both copies again")
+
+
+def test_the_page_that_says_away(homelab: None) -> None:
+    faults.stop_container("kscloud1", "portal")
+    faults.stop_container("monk", "portal")
+    with traffic.edge("monk") as port:
+        eventually(lambda: traffic.request(port, WWW).status == 503, 10, "nobody serves the portal")
+        answer = traffic.request(port, WWW)
+    assert answer.seconds < 1
+    assert "KiteStacks Portal is away for a moment" in answer.body
+    assert "kscloud1 and monk" in answer.body or "monk and kscloud1" in answer.body
+    assert "%[" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "order", [["monk"], ["kscloud1"], ["monk", "kscloud1"], ["kscloud1", "monk"]], ids=" then ".join
+)
+def test_all_answers_again_after_a_reboot_without_ansible(homelab: None, order: list[str]) -> None:
+    """One host, or both one after the other without waiting for the first."""
+    for host in order:
+        faults.stop(host)
+        machines.start(host)
+    for host in HOSTS:
+        machines.wait_for_boot(host)
+        seconds = eventually(
+            lambda host=host: _answers_by_itself(host) and _sees_both_copies(host), 60, f"{host} serves again"
+        )
+        print(f"\n{' then '.join(order)}: {host} serves and sees both copies {seconds:.1f} s after ssh answers")
+
+
+def test_both_hosts_lose_power_at_once(homelab: None) -> None:
+    for host in HOSTS:
+        faults.power_off(host)
+    for host in HOSTS:
+        machines.start(host)
+    for host in HOSTS:
+        machines.wait_for_boot(host)
+        eventually(lambda host=host: _answers_by_itself(host) and _sees_both_copies(host), 60, f"{host} serves again")
+
+
+def test_boot_without_the_tailnet(homelab: None) -> None:
+    """The address that docker publishes the peer port on is not there yet: the engine must start all the same."""
+    machines.run_on("monk", "systemctl", "disable", "tailscaled.service")
+    try:
+        faults.reboot("monk")
+        eventually(lambda: _answers_by_itself("monk"), 60, "monk serves its own copy without the tailnet")
+    finally:
+        machines.run_on("monk", "systemctl", "enable", "--now", "tailscaled.service")
+    eventually(lambda: _sees_both_copies("monk") and _sees_both_copies("kscloud1"), 60, "both see both copies again")
