@@ -71,9 +71,9 @@ class Stream:
             StreamError: the body is cut off.
         """
         while not self._received:
-            self._check()
             if self.input_ended:
                 return b""
+            self._check()
             await self._changed()
         data, size = self._received.popleft()
         self._connection.took(self.number, size)
@@ -110,11 +110,12 @@ class Stream:
             self._connection.end_stream(self.number)
             await self._connection.drain()
 
-    def reset(self, code: int = h2.errors.ErrorCodes.CANCEL) -> None:
+    def reset(self) -> None:
         """Break the stream off unless both ends are done with it."""
         if self.failure is None and not (self.input_ended and self.output_ended):
             self.fail("reset by this end")
-            self._connection.reset_stream(self.number, code)
+            codes = h2.errors.ErrorCodes
+            self._connection.reset_stream(self.number, codes.NO_ERROR if self.output_ended else codes.CANCEL)
         self._connection.forget(self.number, sum(size for _data, size in self._received))
         self._received.clear()
 
