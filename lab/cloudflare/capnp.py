@@ -7,15 +7,13 @@ Written from the encoding described at https://capnproto.org/encoding.html: a wr
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 WORD = 8
 _MOST_SEGMENTS = 512
 _MOST_BYTES = 1 << 20
 """A registration takes about 500 bytes."""
-
-Pointer = "Struct | Capability | bytes | str | list[str] | list[Struct] | None"
 
 
 class FormatError(ValueError):
@@ -70,7 +68,7 @@ def _place(segment: bytearray, at: int, value: object) -> None:
             struct.pack_into("<i", segment, at, -4)  # an empty struct points at itself: zero would be null
         _fill(segment, _reserve(segment, len(data) + WORD * len(value.pointers)), data, value.pointers)
     elif isinstance(value, (bytes, str)):
-        content = value + b"" if isinstance(value, bytes) else value.encode() + b"\0"
+        content = value if isinstance(value, bytes) else value.encode() + b"\0"
         struct.pack_into("<iI", segment, at, _offset(segment, at) | 1, len(content) << 3 | 2)
         segment += _words(content)
     elif isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -100,7 +98,7 @@ def _reserve(segment: bytearray, size: int) -> int:
     return start
 
 
-def _fill(segment: bytearray, start: int, data: bytes, pointers: list[object] | list[object | None]) -> None:
+def _fill(segment: bytearray, start: int, data: bytes, pointers: Sequence[object]) -> None:
     segment[start : start + len(data)] = data
     for number, pointer in enumerate(pointers):
         _place(segment, start + len(data) + WORD * number, pointer)
@@ -115,6 +113,7 @@ async def read(exactly: Callable[[int], Awaitable[bytes]]) -> Reader:
     Raises:
         FormatError: a frame larger than any message of this protocol.
         EOFError: the stream ended.
+
     """
     count = struct.unpack("<I", await exactly(4))[0] + 1
     if count > _MOST_SEGMENTS:

@@ -62,8 +62,10 @@ class Connector:
         await asyncio.wait(ahead, return_when=asyncio.FIRST_COMPLETED)
         if not self.stopping.is_set():
             if self.options.pidfile:
-                Path(self.options.pidfile).write_text(str(os.getpid()))  # noqa: ASYNC240
-            loops += [asyncio.ensure_future(self._keep(index, first)) for index in range(1, self.options.ha_connections)]
+                Path(self.options.pidfile).write_text(str(os.getpid()))
+            loops += [
+                asyncio.ensure_future(self._keep(index, first)) for index in range(1, self.options.ha_connections)
+            ]
         await self.stopping.wait()
         log.info("Initiating graceful shutdown due to signal terminated ...")
         _done, late = await asyncio.wait(loops, timeout=self.options.grace_period)
@@ -209,7 +211,11 @@ class Connector:
         figures = self.ingress.figures
         tunnel = "cloudflared_tunnel_"
         families: list[tuple[str, str, dict[str, float]]] = [
-            ("build_info", "gauge", {f'{{goversion="",revision="kitestacks-stand-in",type="",version="{VERSION}"}}': 1}),
+            (
+                "build_info",
+                "gauge",
+                {f'{{goversion="",revision="kitestacks-stand-in",type="",version="{VERSION}"}}': 1},
+            ),
             (f"{tunnel}ha_connections", "gauge", {"": len(set(self.connected) | self.attempting)}),
             (f"{tunnel}total_requests", "counter", {"": figures.total}),
             (f"{tunnel}request_errors", "counter", {"": figures.errors}),
@@ -279,6 +285,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
     Raises:
         Exit: a value that cannot be used.
+
     """
     options = _parser().parse_args(argv)
     if options.command == "tunnel":

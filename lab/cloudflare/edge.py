@@ -21,6 +21,7 @@ from pathlib import Path
 from ansible_collections.kitestacks.homelab.tests.fakes._contract import Contract
 from ansible_collections.kitestacks.homelab.tests.fakes._server import Server
 from ansible_collections.kitestacks.homelab.tests.fakes.cloudflare import CONTRACT, PERMISSIONS, TOKEN, CloudflareApi
+
 from lab.cloudflare import protocol
 from lab.cloudflare.public import Front
 from lab.cloudflare.tunnels import Settings, Tunnels
@@ -40,10 +41,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--zone", action="append", required=True, help="name of a zone of the account; repeatable")
     parser.add_argument("--token-file", type=Path, help=f"file with the API token that may do everything; else {TOKEN}")
     parser.add_argument("--ports-file", type=Path, help="where to write the ports as JSON once they are open")
-    parser.add_argument("--contract", action="store_true", help="check the API's exchanges against the vendor's document")
+    parser.add_argument(
+        "--contract", action="store_true", help="check the API's exchanges against the vendor's document"
+    )
     parser.add_argument("--ping-interval", type=float, default=Settings.ping_interval)
     parser.add_argument("--ping-timeout", type=float, default=Settings.ping_timeout)
-    parser.add_argument("--retry", action="store_true", help="send requests without a body again when a connection breaks")
+    parser.add_argument(
+        "--retry", action="store_true", help="send requests without a body again when a connection breaks"
+    )
     return parser.parse_args(argv)
 
 
@@ -61,9 +66,7 @@ async def run(options: argparse.Namespace, stop: asyncio.Event) -> None:
     api = CloudflareApi(options.zone, tokens={token: PERMISSIONS})
     contract = Contract.load(CONTRACT) if options.contract else None
     with Server(api, port=options.api_port, contract=contract) as server:
-        settings = Settings(
-            retry=options.retry, ping_interval=options.ping_interval, ping_timeout=options.ping_timeout
-        )
+        settings = Settings(retry=options.retry, ping_interval=options.ping_interval, ping_timeout=options.ping_timeout)
         tunnels = Tunnels(server, api, settings)
         front = Front(tunnels, server)
         listeners = [

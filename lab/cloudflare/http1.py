@@ -35,6 +35,7 @@ class Request:
         has_body: whether a body was announced.
         peer: the visitor's address.
         websocket: the visitor wants to switch to WebSocket.
+
     """
 
     method: str
@@ -72,7 +73,9 @@ class Responder:
         """Say that the body is complete."""
         raise NotImplementedError
 
-    async def reply(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8", *more: tuple[str, str]) -> None:
+    async def reply(
+        self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8", *more: tuple[str, str]
+    ) -> None:
         """Send a whole answer."""
         await self.start(status, [("content-type", kind), ("content-length", str(len(body))), *more])
         await self.write(body)
@@ -114,7 +117,7 @@ class _Visitor(Responder):
         task = asyncio.ensure_future(self._handler(request, self))
         gone = asyncio.ensure_future(self._gone()) if not request.has_body and not request.websocket else None
         try:
-            await asyncio.wait({task, gone} - {None}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task] if gone is None else [task, gone], return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 task.cancel()
             await task
@@ -237,6 +240,7 @@ class Origin:
 
         Raises:
             OSError: there is nothing, or not within `timeout` seconds (TimeoutError).
+
         """
         return cls(
             *await asyncio.wait_for(
@@ -268,6 +272,7 @@ class Origin:
 
         Raises:
             Broken: the origin hung up.
+
         """
         event = await self._event()
         while isinstance(event, h11.InformationalResponse) and event.status_code != 101:

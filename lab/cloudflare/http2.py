@@ -34,6 +34,7 @@ class Stream:
 
     Attributes:
         headers: the peer's header block: the request on a server, None until the response is there on a client.
+
     """
 
     def __init__(self, connection: Connection, number: int) -> None:
@@ -56,6 +57,7 @@ class Stream:
 
         Raises:
             StreamError: there will be none.
+
         """
         while self.headers is None:
             self._check()
@@ -69,6 +71,7 @@ class Stream:
 
         Raises:
             StreamError: the body is cut off.
+
         """
         while not self._received:
             if self.input_ended:
@@ -84,6 +87,7 @@ class Stream:
 
         Raises:
             StreamError: nobody will take them.
+
         """
         view = memoryview(data)
         while view:
@@ -211,6 +215,7 @@ class Connection:
 
         Raises:
             StreamError: the connection is gone, or takes no more streams.
+
         """
         if self.failure is not None:
             raise StreamError(self.failure)

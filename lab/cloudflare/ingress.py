@@ -36,6 +36,7 @@ def seconds(value: str | float) -> float:
 
     Raises:
         ConfigurationError: it is none.
+
     """
     if isinstance(value, (int, float)):
         return float(value)
@@ -83,6 +84,7 @@ def parse(config: dict[str, Any]) -> list[Rule]:
 
     Raises:
         ConfigurationError: it cannot be applied; the message names the rule.
+
     """
     rules = []
     common = config.get("originRequest") or {}
@@ -150,6 +152,7 @@ class Ingress:
 
         Raises:
             ConfigurationError: it cannot be applied; the one before stays.
+
         """
         if version <= self.version:
             return
@@ -219,7 +222,11 @@ class Ingress:
         ]
         cookies = [value for name, value in stream.headers or [] if name == "cookie"]  # HTTP/2 may split them
         sized = any(name == "content-length" for name, _value in kept)
-        headers = [("Host", rule.host_header or stream.header(":authority") or ""), *kept, ("Cf-Warp-Tag-Id", self._tag)]
+        headers = [
+            ("Host", rule.host_header or stream.header(":authority") or ""),
+            *kept,
+            ("Cf-Warp-Tag-Id", self._tag),
+        ]
         if cookies:
             headers.append(("Cookie", "; ".join(cookies)))
         if websocket:

@@ -37,6 +37,7 @@ def unpack_headers(text: str) -> Headers:
 
     Raises:
         ValueError: it is none.
+
     """
     pairs = [pair.split(":") for pair in text.split(";") if pair]
     return [(_unplain(name), _unplain(value)) for name, value in pairs]
@@ -72,6 +73,7 @@ class Token:
 
         Raises:
             ValueError: it is none.
+
         """
         try:
             document = json.loads(base64.b64decode(text.strip(), validate=True))

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible_collections.kitestacks.homelab.tests.fakes import _server
+
 from lab.cloudflare import http1, http2, protocol
 from lab.cloudflare.http1 import Headers, Request, Responder
 from lab.cloudflare.tunnels import Session, Tunnels, ray
@@ -18,7 +19,9 @@ API_NAME = "api.cloudflare.com"
 PIN = "x-lab-connector"
 """Request header by which a test chooses the connector: the start of its id, or its address."""
 _SUFFIX = ".cfargotunnel.com"
-_OURS = frozenset({"cf-connecting-ip", "cf-ray", "cf-visitor", "cf-ipcountry", "x-forwarded-for", "x-forwarded-proto", PIN})
+_OURS = frozenset(
+    {"cf-connecting-ip", "cf-ray", "cf-visitor", "cf-ipcountry", "x-forwarded-for", "x-forwarded-proto", PIN}
+)
 _MOST_API_BODY = 1 << 22
 
 
@@ -54,7 +57,9 @@ class Front:
             records = self._tunnels.api.resolve(request.host) if request.host else []
             denied = _denied(self._tunnels.api.access, request)
         if not any(record["type"] in ("A", "AAAA", "CNAME") for record in records):
-            await _page(responder, identifier, 530, 1016, "Origin DNS error", f"{request.host or 'no host'} has no record")
+            await _page(
+                responder, identifier, 530, 1016, "Origin DNS error", f"{request.host or 'no host'} has no record"
+            )
             return
         if denied:
             await _page(responder, identifier, 403, 1020, "Access denied", denied)
@@ -265,4 +270,6 @@ def _denied(access: dict[str, dict[str, Any]], request: Request) -> str:
 async def _page(responder: Responder, identifier: str, status: int, code: int, title: str, why: str) -> None:
     """Send one of the edge's own pages."""
     text = f"error code: {code}\n{title}: {why} (the lab's stand-in for Cloudflare)\n"
-    await responder.reply(status, text.encode(), "text/plain; charset=utf-8", ("cf-ray", identifier), ("server", "cloudflare"))
+    await responder.reply(
+        status, text.encode(), "text/plain; charset=utf-8", ("cf-ray", identifier), ("server", "cloudflare")
+    )

@@ -101,6 +101,7 @@ class Server:
         Raises:
             Refused: a registration was refused, and the connector was told why: the connection is to be closed.
             capnp.FormatError: the connector sends something that is no RPC.
+
         """
         buffered = _Buffered(stream)
         while True:
@@ -188,6 +189,7 @@ class Client:
         Raises:
             Refused: the edge says no, in its words.
             EOFError: the edge hung up.
+
         """
         await self._stream.write(_message(_BOOTSTRAP, Struct(struct.pack("<Q", 0), [None])))
         client = Struct(b"", [uuid.UUID(wanted.client_id).bytes, wanted.features, wanted.version, wanted.arch])

@@ -17,6 +17,7 @@ from typing import Any
 
 from ansible_collections.kitestacks.homelab.tests.fakes._server import Server
 from ansible_collections.kitestacks.homelab.tests.fakes.cloudflare import CloudflareApi
+
 from lab.cloudflare import capnp, http2, protocol, rpc
 
 log = logging.getLogger("edge")
@@ -35,6 +36,7 @@ class Settings:
             response begins.
         ping_interval: seconds between pings.
         ping_timeout: seconds without an answer after which a connection counts as dead.
+
     """
 
     pin: str = ""
@@ -99,7 +101,7 @@ class Tunnels:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pushing: dict[str, asyncio.Lock] = {}
-        api.listeners.append(lambda what, name: self._loop.call_soon_threadsafe(self._changed, what, name))
+        api.listeners.append(self._told)
 
     # Connectors.
 
@@ -228,6 +230,10 @@ class Tunnels:
 
     # What the API changes.
 
+    def _told(self, what: str, name: str) -> None:
+        """Pass a change on to the event loop: the API's requests are answered in threads."""
+        self._loop.call_soon_threadsafe(self._changed, what, name)
+
     def _changed(self, what: str, name: str) -> None:
         mine = [session for session in self.sessions if session.registration and session.registration.tunnel_id == name]
         if what == "configuration":
@@ -250,6 +256,7 @@ class Tunnels:
             tunnel_id: the tunnel.
             pin: only connectors whose id or address starts with this.
             besides: connections that failed already.
+
         """
         wish = pin or self.settings.pin
         healthy: dict[str, list[Session]] = {}
@@ -299,7 +306,14 @@ class Tunnels:
         client = registration.client_id if registration else ""
         index = registration.index if registration else -1
         self.events.append(
-            {"at": time.time(), "what": what, "client_id": client, "index": index, "address": session.address, "more": more}
+            {
+                "at": time.time(),
+                "what": what,
+                "client_id": client,
+                "index": index,
+                "address": session.address,
+                "more": more,
+            }
         )
         log.info("%s: connector %s connection %s from %s %s", what, client or "?", index, session.address, more)
 

@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(float(query.get("sleep", 0)))
             self._reply({"path": self.path, "headers": dict(self.headers.items())})
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the base class wants this name
 
     def do_POST(self) -> None:
         size, left = 0, int(self.headers.get("Content-Length", -1))
@@ -212,7 +212,9 @@ class Edge:
     def tunnel(self) -> Tunnel:
         """Create a tunnel with a public name of its own."""
         self.tunnels += 1
-        made = self.api("POST", f"/accounts/{self.account}/cfd_tunnel", {"name": f"t{self.tunnels}", "config_src": "cloudflare"})
+        made = self.api(
+            "POST", f"/accounts/{self.account}/cfd_tunnel", {"name": f"t{self.tunnels}", "config_src": "cloudflare"}
+        )
         tunnel = Tunnel(self, made["id"], f"app{self.tunnels}.{ZONE}")
         zone = self.api("GET", "/zones")[0]["id"]
         record = {"type": "CNAME", "name": tunnel.name, "content": f"{made['id']}.cfargotunnel.com", "proxied": True}
@@ -289,7 +291,18 @@ def certificate(folder: Path) -> None:
     subject = ",".join(f"DNS:{name}" for name in NAMES)
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2"),
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-noenc",
+                "-days",
+                "2",
+            ),
             *("-subj", "/CN=test", "-addext", f"subjectAltName={subject}"),
             *("-keyout", folder / "server.key", "-out", folder / "server.crt"),
         ],

@@ -639,7 +639,11 @@ class CloudflareApi:
     def _tunnel_shown(self, tunnel: Tunnel) -> Document:
         alive = sum(len(connector.connections) for connector in tunnel.connectors.values())
         lost = any(len(connector.connections) < 4 for connector in tunnel.connectors.values())
-        status = ("degraded" if lost else "healthy") if alive else ("down" if tunnel.connectors or tunnel.document["conns_inactive_at"] else "inactive")
+        status = (
+            ("degraded" if lost else "healthy")
+            if alive
+            else ("down" if tunnel.connectors or tunnel.document["conns_inactive_at"] else "inactive")
+        )
         flat = [connection for connector in tunnel.connectors.values() for connection in connector.connections]
         return {**tunnel.document, "status": status, "connections": flat}
 
