@@ -180,7 +180,7 @@ class Connector:
             if self.ingress.version != before:
                 log.info("Updated to new configuration version=%d", self.ingress.version)
         except (ConfigurationError, ValueError, KeyError, TypeError, AttributeError) as wrong:
-            log.error('Failed to update ingress error="%s"', wrong)
+            log.error('Failed to deserialize new configuration error="%s"', wrong)
             answer["err"] = {}
         answer["lastAppliedVersion"] = self.ingress.version
         await stream.send_headers([(":status", "200")])

@@ -22,6 +22,10 @@ _SUFFIX = ".cfargotunnel.com"
 _OURS = frozenset(
     {"cf-connecting-ip", "cf-ray", "cf-visitor", "cf-ipcountry", "x-forwarded-for", "x-forwarded-proto", PIN}
 )
+_NO_RECORD = (530, 1016, "Origin DNS error")
+_NO_CONNECTOR = (530, 1033, "Cloudflare Tunnel error")
+_DENIED = (403, 1020, "Access denied")
+_BAD_GATEWAY = (502, 502, "Bad gateway")
 _MOST_API_BODY = 1 << 22
 
 
@@ -57,17 +61,15 @@ class Front:
             records = self._tunnels.api.resolve(request.host) if request.host else []
             denied = _denied(self._tunnels.api.access, request)
         if not any(record["type"] in ("A", "AAAA", "CNAME") for record in records):
-            await _page(
-                responder, identifier, 530, 1016, "Origin DNS error", f"{request.host or 'no host'} has no record"
-            )
+            await _page(responder, identifier, _NO_RECORD, f"{request.host or 'no host'} has no record")
             return
         if denied:
-            await _page(responder, identifier, 403, 1020, "Access denied", denied)
+            await _page(responder, identifier, _DENIED, denied)
             return
         target = next((r["content"] for r in records if r["type"] == "CNAME" and r["content"].endswith(_SUFFIX)), None)
         if target is None or not any(record["proxied"] for record in records):
             why = "its record is no proxied CNAME to a tunnel"
-            await _page(responder, identifier, 530, 1016, "Origin DNS error", f"{request.host}: {why}")
+            await _page(responder, identifier, _NO_RECORD, f"{request.host}: {why}")
             return
         await self._carry(request, responder, identifier, target.removesuffix(_SUFFIX))
 
@@ -76,7 +78,7 @@ class Front:
         while True:
             session = self._tunnels.pick(tunnel_id, request.header(PIN) or "", failed)
             if session is None:
-                await _page(responder, identifier, 530, 1033, "Cloudflare Tunnel error", "no connector is connected")
+                await _page(responder, identifier, _NO_CONNECTOR, "no connector is connected")
                 return
             with session.busy():
                 try:
@@ -94,7 +96,7 @@ class Front:
                     if self._tunnels.settings.retry and not request.has_body and not request.websocket:
                         failed.add(session)
                         continue
-                    await _page(responder, identifier, 502, 502, "Bad gateway", "the tunnel's connection broke")
+                    await _page(responder, identifier, _BAD_GATEWAY, "the tunnel's connection broke")
                 finally:
                     stream.reset()
                 return
@@ -230,7 +232,7 @@ async def _exchange(stream: http2.Stream, request: Request, responder: Responder
         status = int(stream.header(":status") or 502)
         shown = protocol.unpack_headers(stream.header(protocol.RESPONSE_HEADERS) or "")
         if protocol.from_connector(stream.header(protocol.RESPONSE_META)):
-            await _page(responder, identifier, status, 502, "Bad gateway", "the connector could not reach the origin")
+            await _page(responder, identifier, (status, *_BAD_GATEWAY[1:]), "the connector could not reach the origin")
             return
         if not shown:
             shown = [(name, value) for name, value in headers if not name.startswith((":", "cf-cloudflared-"))]
@@ -267,8 +269,9 @@ def _denied(access: dict[str, dict[str, Any]], request: Request) -> str:
     return ""
 
 
-async def _page(responder: Responder, identifier: str, status: int, code: int, title: str, why: str) -> None:
-    """Send one of the edge's own pages."""
+async def _page(responder: Responder, identifier: str, error: tuple[int, int, str], why: str) -> None:
+    """Send one of the edge's own pages: `error` is status, Cloudflare's code and title."""
+    status, code, title = error
     text = f"error code: {code}\n{title}: {why} (the lab's stand-in for Cloudflare)\n"
     await responder.reply(
         status, text.encode(), "text/plain; charset=utf-8", ("cf-ray", identifier), ("server", "cloudflare")

@@ -225,7 +225,9 @@ def test_a_bad_configuration_leaves_the_one_before(tunnel: Tunnel, origin: int) 
     (connector,) = tunnel.serve(origin)
     before = tunnel.versions()
     tunnel.configure({"hostname": tunnel.name, "service": "nonsense"})
-    eventually("the log says so", lambda: "Failed to update ingress" in connector.log.read_text())
+    eventually("the log says so", lambda: "Failed to deserialize new configuration" in connector.log.read_text())
+    events = [event["what"] for event in tunnel.edge.state()["events"] if event["client_id"] == connector.client_id]
+    assert "configuration refused" in events
     assert tunnel.versions() == before
     assert tunnel.edge.visit(tunnel.name).status == 200
 
