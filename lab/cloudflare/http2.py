@@ -279,7 +279,7 @@ class Connection:
         except h2.exceptions.ProtocolError as wrong:
             raise StreamError(str(wrong)) from None
         self.flush()
-        return max(size, 0)
+        return max(int(size), 0)
 
     def send_headers(self, number: int, headers: Headers, *, end: bool) -> None:
         """Send a header block."""

@@ -21,7 +21,8 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _UNDERSTOOD = frozenset(
     {
         "caPool", "connectTimeout", "disableChunkedEncoding", "http2Origin", "httpHostHeader", "keepAliveConnections",
-        "keepAliveTimeout", "noHappyEyeballs", "noTLSVerify", "originServerName", "tcpKeepAlive", "tlsTimeout",
+        "keepAliveTimeout", "matchSNItoHost", "noHappyEyeballs", "noTLSVerify", "originServerName",
+        "tcpKeepAlive", "tlsTimeout",
     }
 )  # fmt: skip
 """Keys of originRequest. Those that concern kept connections change nothing here: every request has its own."""
@@ -59,6 +60,7 @@ class Rule:
     connect_timeout: float = 30.0
     host_header: str = ""
     server_name: str = ""
+    server_name_from_host: bool = False
     verify: bool = True
     ca_pool: str | None = None
 
@@ -109,6 +111,7 @@ def _rule(item: dict[str, Any], options: dict[str, Any]) -> Rule:
         connect_timeout=seconds(options.get("connectTimeout", 30)),
         host_header=options.get("httpHostHeader", ""),
         server_name=options.get("originServerName", ""),
+        server_name_from_host=bool(options.get("matchSNItoHost")),
         verify=not options.get("noTLSVerify", False),
         ca_pool=options.get("caPool") or None,
     )
@@ -179,9 +182,8 @@ class Ingress:
             await stream.end()
             return
         try:
-            origin = await http1.Origin.open(
-                rule.host, rule.port, rule.connect_timeout, rule.context(), rule.server_name or rule.host
-            )
+            name = (hostname if rule.server_name_from_host else "") or rule.server_name or rule.host
+            origin = await http1.Origin.open(rule.host, rule.port, rule.connect_timeout, rule.context(), name)
         except (OSError, ValueError) as wrong:
             await self._unreachable(stream, rule, wrong)
             return
