@@ -61,8 +61,7 @@ class Rule:
     host_header: str = ""
     server_name: str = ""
     server_name_from_host: bool = False
-    verify: bool = True
-    ca_pool: str | None = None
+    tls: ssl.SSLContext | None = None
 
     def matches(self, hostname: str, path: str) -> bool:
         """Tell whether a request is this rule's."""
@@ -70,15 +69,17 @@ class Rule:
         named = wanted in ("", "*", hostname) or (wanted.startswith("*.") and hostname.endswith(wanted[1:]))
         return named and (self.path is None or self.path.search(path) is not None)
 
-    def context(self) -> ssl.SSLContext | None:
-        """Return how to speak TLS to the origin, None for plain http."""
-        if self.scheme != "https":
-            return None
-        context = ssl.create_default_context(cafile=self.ca_pool)
-        if not self.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+
+def _tls(options: dict[str, Any]) -> ssl.SSLContext:
+    pool = options.get("caPool") or None
+    try:
+        context = ssl.create_default_context(cafile=pool)
+    except OSError as wrong:
+        raise ConfigurationError(f"caPool {pool}: {wrong}") from None
+    if options.get("noTLSVerify"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def parse(config: dict[str, Any]) -> list[Rule]:
@@ -112,8 +113,6 @@ def _rule(item: dict[str, Any], options: dict[str, Any]) -> Rule:
         host_header=options.get("httpHostHeader", ""),
         server_name=options.get("originServerName", ""),
         server_name_from_host=bool(options.get("matchSNItoHost")),
-        verify=not options.get("noTLSVerify", False),
-        ca_pool=options.get("caPool") or None,
     )
     if service.startswith("http_status:"):
         rule.status = int(service.removeprefix("http_status:"))
@@ -121,11 +120,13 @@ def _rule(item: dict[str, Any], options: dict[str, Any]) -> Rule:
             raise ConfigurationError(f"{rule.status} is no status")
         return rule
     url = urllib.parse.urlsplit(service)
+    context = _tls(options) if url.scheme == "https" or options.get("caPool") else None
     if url.scheme not in _PORTS or not url.hostname:
         raise ConfigurationError(f"{service!r} is no service: http://host:port, https://host:port or http_status:N")
     if url.path not in ("", "/"):
         raise ConfigurationError(f"{service!r}: a service has no path")
     rule.scheme, rule.host, rule.port = url.scheme, url.hostname, url.port or _PORTS[url.scheme]
+    rule.tls = context if url.scheme == "https" else None
     return rule
 
 
@@ -183,7 +184,7 @@ class Ingress:
             return
         try:
             name = (hostname if rule.server_name_from_host else "") or rule.server_name or rule.host
-            origin = await http1.Origin.open(rule.host, rule.port, rule.connect_timeout, rule.context(), name)
+            origin = await http1.Origin.open(rule.host, rule.port, rule.connect_timeout, rule.tls, name)
         except (OSError, ValueError) as wrong:
             await self._unreachable(stream, rule, wrong)
             return

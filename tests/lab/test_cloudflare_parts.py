@@ -144,6 +144,7 @@ def test_rules_match_as_cloudflareds_do() -> None:
         ([{"service": "http://a:99999"}], "rule #1"),
         ([{"service": "http://a", "originRequest": {"proxyType": "socks"}}], "does not know originRequest proxyType"),
         ([{"service": "http://a", "originRequest": {"connectTimeout": "soon"}}], "'soon' is no duration"),
+        ([{"service": "http://a", "originRequest": {"caPool": "/nowhere"}}], "caPool /nowhere"),
     ],
 )
 def test_rules_that_cannot_be_applied_are_named(rules: list[dict[str, object]], words: str) -> None:
@@ -249,7 +250,7 @@ def test_the_module_waits_until_connectors_run_what_it_set(edge: Edge, tunnel: T
     connectors = tunnel.serve(origin, 2)
     name = edge.api("GET", tunnel.path)["name"]
 
-    def module(*rules: dict[str, str]) -> dict[str, object]:
+    def module(*rules: dict[str, object]) -> dict[str, object]:
         values = {
             "tunnel": name, "ingress": list(rules), "account_id": edge.account, "api_token": "fake-token",
             "api_url": f"http://127.0.0.1:{edge.ports['api']}/client/v4", "wait_timeout": 5,
@@ -263,12 +264,12 @@ def test_the_module_waits_until_connectors_run_what_it_set(edge: Edge, tunnel: T
         assert isinstance(document, dict)
         return document
 
-    good = {"hostname": tunnel.name, "service": f"http://localhost:{origin}"}
+    good: dict[str, object] = {"hostname": tunnel.name, "service": f"http://localhost:{origin}"}
     first = module(good)
     assert first["changed"] is True, first
     assert tunnel.versions() == [2, 2]
     assert module(good)["changed"] is False
     assert edge.visit(tunnel.name).status == 200
-    bad = module({"hostname": tunnel.name, "service": f"http://localhost:{origin}/path"})
+    bad = module({**good, "origin_request": {"ca_pool": "/nowhere/ca.pem"}})  # only the connector can know
     assert bad["failed"] is True
     assert connectors[0].client_id in json.dumps(bad)
