@@ -3,8 +3,8 @@
 `python -m lab.cloudflare.edge --certificate server.pem --zone kitestacks.test` listens for visitors and the API's
 clients (https, HTTP/1.1 and HTTP/2; requests for api.cloudflare.com are the API's) and for connectors (7844).
 
-What Cloudflare does and documents nowhere is a setting, see `tunnels.Settings`: `GET https://api.cloudflare.com/_edge/state`
-shows them, `POST /_edge/settings` changes them. The state of the account is in memory: it ends with the program.
+What Cloudflare does and documents nowhere is a setting, see `tunnels.Settings`: GET https://api.cloudflare.com/_edge/state
+shows them, POST /_edge/settings changes them. The account is kept in the file `--state`; without it, only in memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 
 from ansible_collections.kitestacks.homelab.tests.fakes._contract import Contract
 from ansible_collections.kitestacks.homelab.tests.fakes._server import Server
-from ansible_collections.kitestacks.homelab.tests.fakes.cloudflare import CONTRACT, PERMISSIONS, TOKEN, CloudflareApi
+from ansible_collections.kitestacks.homelab.tests.fakes.cloudflare import CONTRACT, PERMISSIONS, TOKEN
 
 from lab.cloudflare import protocol
+from lab.cloudflare.account import Account
 from lab.cloudflare.public import Front
 from lab.cloudflare.tunnels import Settings, Tunnels
 
@@ -41,6 +42,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--zone", action="append", required=True, help="name of a zone of the account; repeatable")
     parser.add_argument("--token-file", type=Path, help=f"file with the API token that may do everything; else {TOKEN}")
     parser.add_argument("--ports-file", type=Path, help="where to write the ports as JSON once they are open")
+    parser.add_argument("--state", type=Path, help="file that keeps the account over restarts")
     parser.add_argument(
         "--contract", action="store_true", help="check the API's exchanges against the vendor's document"
     )
@@ -63,7 +65,7 @@ def _context(options: argparse.Namespace, *protocols: str) -> ssl.SSLContext:
 async def run(options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Serve until `stop` is set."""
     token = options.token_file.read_text().strip() if options.token_file else TOKEN
-    api = CloudflareApi(options.zone, tokens={token: PERMISSIONS})
+    api = Account(options.zone, tokens={token: PERMISSIONS}, file=options.state)
     contract = Contract.load(CONTRACT) if options.contract else None
     with Server(api, port=options.api_port, contract=contract) as server:
         settings = Settings(retry=options.retry, ping_interval=options.ping_interval, ping_timeout=options.ping_timeout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -161,10 +160,44 @@ class Edge:
     """The lab's Cloudflare as a process."""
 
     folder: Path
-    popen: subprocess.Popen[bytes]
-    ports: dict[str, int]
+    popen: subprocess.Popen[bytes] | None = None
+    ports: dict[str, int] = field(default_factory=dict)
     tunnels: int = 0
     processes: list[Process] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start it, on the ports that it had before."""
+        file = self.folder / "ports.json"
+        file.unlink(missing_ok=True)
+        paths = [str(ROOT), str(ROOT / "collections"), os.environ.get("PYTHONPATH", "")]
+        log = self.folder / "edge.log"
+        with log.open("ab") as output:
+            self.popen = popen = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "lab.cloudflare.edge", "--zone", ZONE, "--ports-file", file),
+                    *("--certificate", self.folder / "server.crt", "--key", self.folder / "server.key"),
+                    *(f"--{name}-port={self.ports.get(name, 0)}" for name in ("public", "tunnel", "api")),
+                    *("--ping-interval", "1", "--ping-timeout", "2", "--state", self.folder / "state.json"),
+                ],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+                stdout=output,
+                stderr=output,
+            )
+        eventually("the edge is up", lambda: file.exists() or popen.poll() is not None)
+        assert popen.poll() is None, log.read_text()
+        self.ports = json.loads(file.read_text())
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self.popen is not None:
+            self.popen.kill()
+            self.popen.wait()
+
+    @property
+    def pid(self) -> int:
+        assert self.popen is not None
+        return self.popen.pid
 
     def api(self, method: str, path: str, body: Any = None, *, name: str = "api.cloudflare.com") -> Any:
         """Call the API and return its result; `path` begins after /client/v4, or with /_."""
@@ -314,36 +347,20 @@ def certificate(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def edge() -> Iterator[Edge]:
     """An edge; what was started with it ends with it."""
-    with tempfile.TemporaryDirectory(prefix="edge-") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        certificate(folder)
-        paths = [str(ROOT), str(ROOT / "collections"), os.environ.get("PYTHONPATH", "")]
-        log = stack.enter_context((folder / "edge.log").open("wb"))
-        ports = folder / "ports.json"
-        popen = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "lab.cloudflare.edge", "--zone", ZONE, "--ports-file", ports),
-                *("--certificate", folder / "server.crt", "--key", folder / "server.key"),
-                *("--public-port", "0", "--tunnel-port", "0", "--ping-interval", "1", "--ping-timeout", "2"),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
-            stdout=log,
-            stderr=log,
-        )
-        edge = Edge(folder, popen, {})
+    with tempfile.TemporaryDirectory(prefix="edge-") as name:
+        edge = Edge(Path(name))
+        certificate(edge.folder)
         try:
-            eventually("the edge is up", lambda: ports.exists() or popen.poll() is not None)
-            assert popen.poll() is None, (folder / "edge.log").read_text()
-            edge.ports = json.loads(ports.read_text())
+            edge.start()
             yield edge
         finally:
-            for process in [*(each.popen for each in edge.processes), popen]:
-                process.kill()
-                process.wait()
-            print((folder / "edge.log").read_text()[-6000:])
-            for each in edge.processes:
-                print(each.log.name, each.log.read_text()[-1500:])
+            for process in edge.processes:
+                process.popen.kill()
+                process.popen.wait()
+            edge.stop()
+            print((edge.folder / "edge.log").read_text()[-6000:])
+            for process in edge.processes:
+                print(process.log.name, process.log.read_text()[-1500:])
 
 
 @pytest.fixture

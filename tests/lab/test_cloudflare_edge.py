@@ -158,7 +158,7 @@ def test_a_websocket_echoes(tunnel: Tunnel, origin: int) -> None:
 
 def test_a_large_upload_is_not_kept_in_memory(tunnel: Tunnel, origin: int) -> None:
     (connector,) = tunnel.serve(origin)
-    before = _memory(tunnel.edge.popen.pid), _memory(connector.popen.pid)
+    before = _memory(tunnel.edge.pid), _memory(connector.popen.pid)
 
     def parts() -> Iterator[bytes]:
         for _number in range(100):
@@ -172,7 +172,7 @@ def test_a_large_upload_is_not_kept_in_memory(tunnel: Tunnel, origin: int) -> No
     answer = connection.getresponse()
     assert (answer.status, json.loads(answer.read())) == (200, {"size": 100 * MEGABYTE})
     connection.close()
-    grown = _memory(tunnel.edge.popen.pid) - before[0], _memory(connector.popen.pid) - before[1]
+    grown = _memory(tunnel.edge.pid) - before[0], _memory(connector.popen.pid) - before[1]
     print(f"100 MB up: {time.monotonic() - begun:.1f} s, edge +{grown[0]} MB, connector +{grown[1]} MB")
     assert max(grown) < 24
     chunked = tunnel.edge.visit(tunnel.name, "/upload", "POST", iter([b"a" * 10, b"b" * 20]))
@@ -281,3 +281,40 @@ def test_access_applications_let_nobody_in(tunnel: Tunnel, origin: int) -> None:
     policy = tunnel.edge.api("POST", f"{access}/policies", everyone)
     tunnel.edge.api("PUT", f"{access}/apps/{made['id']}", {**app, "policies": [policy["id"]]})
     assert tunnel.edge.visit(tunnel.name, "/admin/x").status == 200
+
+
+def test_an_origin_is_let_go_when_its_visitor_leaves(tunnel: Tunnel, origin: int) -> None:
+    tunnel.serve(origin)
+
+    def in_flight() -> int:
+        mine = [each for each in tunnel.edge.state()["connections"] if each["tunnel_id"] == tunnel.id]
+        return sum(each["in_flight"] for each in mine)
+
+    for target in ("/stream?n=1000&gap=0.1", "/?sleep=30"):
+        connection = tunnel.edge.connect(tunnel.name)
+        connection.request("GET", target, headers={"Host": tunnel.name})
+        eventually("the request runs", lambda: in_flight() == 1, 5)
+        connection.close()
+        eventually("the request is dropped", lambda: in_flight() == 0, 5)
+
+
+def test_the_edge_may_go_and_come_back(tunnel: Tunnel, origin: int) -> None:
+    (connector,) = tunnel.serve(origin)
+    tunnel.edge.stop()
+    eventually("the connector notices", lambda: connector.probe("/ready")[0] == 503, 5)
+    tunnel.edge.start()
+    eventually("it is served again", lambda: tunnel.edge.visit(tunnel.name).status == 200)
+    assert connector.popen.poll() is None
+
+
+def test_a_request_without_a_body_may_be_tried_elsewhere(tunnel: Tunnel, origin: int) -> None:
+    first, _second = tunnel.serve(origin, 2)
+    tunnel.edge.api("POST", "/_edge/settings", {"retry": True})
+    try:
+        load = _load(tunnel, 2.0, 10, "/?sleep=0.5")
+        time.sleep(1.0)  # so that some are in flight
+        first.popen.send_signal(signal.SIGKILL)
+        statuses = load.result()
+    finally:
+        tunnel.edge.api("POST", "/_edge/settings", {"retry": False})
+    assert statuses == [200] * len(statuses)
