@@ -250,10 +250,7 @@ class Origin:
 
     async def send(self, method: str, target: str, headers: Headers) -> None:
         """Send the head of the request."""
-        try:
-            await self._send(h11.Request(method=method, target=target, headers=headers))
-        except h11.LocalProtocolError as wrong:
-            raise Broken(str(wrong)) from None
+        await self._send(h11.Request(method=method, target=target, headers=headers))
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body, or raw bytes after a switch."""
@@ -305,7 +302,10 @@ class Origin:
         self._writer.close()
 
     async def _send(self, event: h11.Event) -> None:
-        data = self._h11.send(event)
+        try:
+            data = self._h11.send(event)
+        except h11.LocalProtocolError as wrong:
+            raise Broken(str(wrong)) from None
         if data:
             self._writer.write(data)
             await self._writer.drain()

@@ -34,6 +34,7 @@ class Stream:
 
     Attributes:
         headers: the peer's header block: the request on a server, None until the response is there on a client.
+        has_body: whether a body comes after the peer's headers, be it an empty one.
 
     """
 
@@ -41,6 +42,7 @@ class Stream:
         self._connection = connection
         self.number = number
         self.headers: Headers | None = None
+        self.has_body = True
         self.wake = asyncio.Event()
         self.room = asyncio.Event()
         self._received: deque[tuple[bytes, int]] = deque()
@@ -345,6 +347,7 @@ class Connection:
     def _accept(self, event: h2.events.RequestReceived) -> None:
         stream = Stream(self, event.stream_id)
         stream.headers = _decoded(event.headers)
+        stream.has_body = event.stream_ended is None
         self._streams[stream.number] = stream
         task = asyncio.ensure_future(self._serve(stream))
         self._tasks.add(task)

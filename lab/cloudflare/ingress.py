@@ -208,7 +208,7 @@ class Ingress:
             async for data in origin.body():
                 await stream.write(data)
             await stream.end()
-        except http1.Broken:
+        except OSError:  # either end broke off: the other one is told
             stream.reset()
         finally:
             if upload is not None:
@@ -235,7 +235,7 @@ class Ingress:
         if websocket:
             headers = [(name, value) for name, value in headers if name != "content-length"]
             return [*headers, ("Connection", "Upgrade"), ("Upgrade", "websocket")]
-        if not sized and not stream.input_ended:
+        if not sized and stream.has_body:
             headers.append(("Transfer-Encoding", "chunked"))
         return [*headers, ("Connection", "close")]
 

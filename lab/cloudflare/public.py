@@ -182,7 +182,7 @@ def _request(stream: http2.Stream, peer: str) -> Request:
         target=pseudo.get(":path", "/"),
         headers=plain,
         body=stream.read,
-        has_body=not stream.input_ended,
+        has_body=stream.has_body,
         peer=peer,
     )
 
