@@ -86,11 +86,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number in range(count):
-            text = f"data: {number}\n\n".encode()
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(text), text))
-            time.sleep(gap)
-        self.wfile.write(b"0\r\n\r\n")
+        try:
+            for number in range(count):
+                text = f"data: {number}\n\n".encode()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(text), text))
+                time.sleep(gap)
+            self.wfile.write(b"0\r\n\r\n")
+        except OSError:
+            self.close_connection = True  # the visitor left
 
     def _echo(self) -> None:
         self.send_response(101)
