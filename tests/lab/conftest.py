@@ -180,7 +180,15 @@ class Edge:
                     *(sys.executable, "-m", "lab.cloudflare.edge", "--zone", ZONE, "--ports-file", file),
                     *("--certificate", self.folder / "server.crt", "--key", self.folder / "server.key"),
                     *(f"--{name}-port={self.ports.get(name, 0)}" for name in ("public", "tunnel", "api")),
-                    *("--ping-interval", "1", "--ping-timeout", "2", "--state", self.folder / "state.json"),
+                    *(
+                        "--ping-interval",
+                        "1",
+                        "--ping-timeout",
+                        "2",
+                        "--state",
+                        self.folder / "state.json",
+                        "--contract",
+                    ),
                 ],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
@@ -253,7 +261,13 @@ class Edge:
         )
         tunnel = Tunnel(self, made["id"], f"app{self.tunnels}.{ZONE}")
         zone = self.api("GET", "/zones")[0]["id"]
-        record = {"type": "CNAME", "name": tunnel.name, "content": f"{made['id']}.cfargotunnel.com", "proxied": True}
+        record = {
+            "type": "CNAME",
+            "name": tunnel.name,
+            "content": f"{made['id']}.cfargotunnel.com",
+            "proxied": True,
+            "ttl": 1,
+        }
         self.api("POST", f"/zones/{zone}/dns_records", record)
         return tunnel
 
@@ -356,6 +370,7 @@ def edge() -> Iterator[Edge]:
         try:
             edge.start()
             yield edge
+            assert edge.api("GET", "/_control/log")["violations"] == []
         finally:
             for process in edge.processes:
                 process.popen.kill()
