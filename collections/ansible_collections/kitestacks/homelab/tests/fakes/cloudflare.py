@@ -5,7 +5,7 @@
 
 `CloudflareApi` is the state and the rules; `_server.Server` speaks HTTP for it. An edge that shares the state reads
 `resolve`, `ingress` and `authorise`, reports connectors through `connect`, `applied` and `disconnect`, and is told of
-changes through `listeners`.
+changes through `listeners`. An edge with real connections reports each of them through `opened` and `closed` instead.
 
 Where the vendor documents no behaviour this fake takes the strict side: an Access policy that an application uses
 cannot be deleted, a batch has at most 200 changes, a comment at most 100 characters (the Free plan).
@@ -195,21 +195,37 @@ class CloudflareApi:
         """
         tunnel = self.tunnels[tunnel_id]
         connector = Connector(client_id or str(uuid.uuid4()), tunnel.version, lag=lag)
-        connector.connections = [
-            {
-                "id": str(uuid.uuid4()),
-                "uuid": str(uuid.uuid4()),
-                "client_id": connector.client_id,
-                "client_version": connector.version,
-                "colo_name": "lab01",
-                "is_pending_reconnect": False,
-                "opened_at": _now(),
-                "origin_ip": "192.0.2.1",
-            }
-            for _number in range(connections)
-        ]
+        connector.connections = [_connection(connector, "192.0.2.1") for _number in range(connections)]
         tunnel.connectors[connector.client_id] = connector
         return connector
+
+    def opened(self, tunnel_id: str, client_id: str, version: str, address: str) -> str:
+        """Record one connection that an edge accepted, and return its id; the edge reports what is `applied`.
+
+        Args:
+            tunnel_id: the tunnel.
+            client_id: the connector's uuid.
+            version: the connector's version.
+            address: where it connects from.
+        """
+        tunnel = self.tunnels[tunnel_id]
+        connector = tunnel.connectors.setdefault(client_id, Connector(client_id, version=version, lag=-1))
+        connection = _connection(connector, address)
+        connector.connections.append(connection)
+        tunnel.document.update(conns_active_at=_now(), conns_inactive_at=None)
+        return str(connection["id"])
+
+    def closed(self, tunnel_id: str, client_id: str, connection_id: str) -> None:
+        """Record that a connection ended; a connector without any is forgotten."""
+        tunnel = self.tunnels[tunnel_id]
+        connector = tunnel.connectors.get(client_id)
+        if connector is None:
+            return
+        connector.connections = [known for known in connector.connections if known["id"] != connection_id]
+        if not connector.connections:
+            del tunnel.connectors[client_id]
+        if not tunnel.connectors:
+            tunnel.document.update(conns_active_at=None, conns_inactive_at=_now())
 
     def applied(self, tunnel_id: str, client_id: str, version: int) -> None:
         """Record that a connector runs this version of the configuration."""
@@ -623,7 +639,11 @@ class CloudflareApi:
     def _tunnel_shown(self, tunnel: Tunnel) -> Document:
         alive = sum(len(connector.connections) for connector in tunnel.connectors.values())
         lost = any(len(connector.connections) < 4 for connector in tunnel.connectors.values())
-        status = ("degraded" if lost else "healthy") if alive else ("down" if tunnel.connectors else "inactive")
+        status = (
+            ("degraded" if lost else "healthy")
+            if alive
+            else ("down" if tunnel.connectors or tunnel.document["conns_inactive_at"] else "inactive")
+        )
         flat = [connection for connector in tunnel.connectors.values() for connection in connector.connections]
         return {**tunnel.document, "status": status, "connections": flat}
 
@@ -835,6 +855,20 @@ for _kinds, _permission in (
         ("PUT", _each, f"{_permission} Write", "_access_put"),
         ("DELETE", _each, f"{_permission} Write", "_access_delete"),
     ]
+
+
+def _connection(connector: Connector, address: str) -> Document:
+    number = str(uuid.uuid4())
+    return {
+        "id": number,
+        "uuid": number,
+        "client_id": connector.client_id,
+        "client_version": connector.version,
+        "colo_name": "lab01",
+        "is_pending_reconnect": False,
+        "opened_at": _now(),
+        "origin_ip": address,
+    }
 
 
 def _ok(result: t.Any) -> Reply:
