@@ -1,6 +1,7 @@
 """What a run of site.yml costs when there is nothing to do, beside a floor: a play of one no-op task on both hosts.
 
 Needs a lab that `bin/lab up` has brought up. Prints a table; the ratios are what to quote, since machines are noisy.
+After it, the slowest tasks of one more run, as ansible-runner's events tell them.
 
 Usage: python bench/no_change/run.py [--runs 5] [--check]
 --check: exit with 1 when the budget is exceeded (12 times the floor's wall time, 60 executed tasks per host).
@@ -56,6 +57,18 @@ def measure(playbook: Path) -> Cost:
     return Cost(wall, cpu, max(int(ok) for ok, _changed in recap), sum(int(changed) for _ok, changed in recap))
 
 
+def slowest(count: int) -> list[tuple[str, float]]:
+    """Return the tasks that took longest in a run, each with its seconds on the slower host."""
+    sys.path.insert(0, str(ROOT))
+    from lab import site  # noqa: PLC0415 - below the path it needs
+
+    seconds: dict[str, float] = {}
+    for outcome in site.play("site.yml", show="nothing").outcomes:
+        name = " : ".join(part for part in (outcome.role, outcome.task) if part)
+        seconds[name] = max(seconds.get(name, 0.0), outcome.seconds)
+    return sorted(seconds.items(), key=lambda row: -row[1])[:count]
+
+
 def main() -> int:
     """Measure both in turn, print the medians, and compare them with the budget."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,6 +93,8 @@ def main() -> int:
     print(f"| floor: one no-op task | {floor_wall:.2f} | {floor_cpu:.2f} | 1 | 0 |")
     print(f"| site.yml, nothing to do | {wall:.2f} | {cpu:.2f} | {tasks} | {changed} |")
     print(f"| ratio, run by run | {ratio:.1f} | {cpu / floor_cpu:.1f} | | |")
+    print("\n| slowest tasks | s |\n|---|---|")
+    print("\n".join(f"| {name} | {spent:.1f} |" for name, spent in slowest(8)))
     within = ratio <= MOST_TIMES_THE_FLOOR and tasks <= MOST_TASKS and changed == 0
     verdict = "kept" if within else "EXCEEDED"
     print(f"\nbudget: {MOST_TIMES_THE_FLOOR} times the floor's wall time, {MOST_TASKS} tasks: {verdict}")

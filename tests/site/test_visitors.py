@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 
+import jmespath
 import pytest
 
 from lab import faults, machines, settings, traffic
@@ -30,6 +33,15 @@ def test_www_answers_through_either_edge(homelab: None, host: str) -> None:
         assert (answer.status, answer.server) == (200, host)
         assert "KiteStacks Portal" in answer.body
         assert traffic.request(port, f"nobody.{settings.DOMAIN}").status == 404
+
+
+def test_the_status_says_so(homelab: None) -> None:
+    words = ["bin/lab", "status", "--json"]
+    status = json.loads(subprocess.run(words, cwd=settings.ROOT, check=True, capture_output=True, text=True).stdout)
+    assert jmespath.search("hosts[].[name, state]", status) == [[host, "running"] for host in HOSTS]
+    assert jmespath.search("hosts[].services[].name | sort(@)", status) == ["edge", "edge", "portal", "portal"]
+    assert jmespath.search("hosts[].services[?health != 'healthy'][].name", status) == []
+    assert all(address.startswith("100.") for address in jmespath.search("hosts[].tailnet", status))
 
 
 def _during(
