@@ -10,6 +10,7 @@ import fnmatch
 import os
 import platform
 import pwd
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,8 @@ class ActionModule(ActionBase):
             if services.count(name) > 1:
                 raise StackError(f"reload: service '{name}' has more than one entry; put all its files into one.")
         for entry in entries:
+            if entry["signal"] not in signal.Signals.__members__:
+                raise StackError(f"reload: {entry['signal']!r} is no signal; it must be one like SIGHUP.")
             entry["files"] = sorted(clean_path(path, f"reload: {entry['service']}") for path in entry["files"])
 
 

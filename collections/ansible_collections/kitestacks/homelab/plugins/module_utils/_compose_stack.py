@@ -565,7 +565,13 @@ class Stack:
         """Tell a service to read its files anew, and see that it survives that."""
         signal = next(entry["signal"] for entry in self.options.reload if entry["service"] == action.service)
         ids = _ids(containers, "running", action.service)
-        self._serve(self.docker.run("kill", "--signal", signal, *ids), f"does not take {signal}", action.service)
+        try:
+            self.docker.signal(ids, signal)
+        except ProcessLookupError as error:
+            reason = f"ended before {signal} reached it"
+            raise ServiceError(
+                f"service {action.service} {reason}", service=action.service, reason=reason, log=[]
+            ) from error
         self._await({action.service}, None)
         self.actions.append(action)
 

@@ -105,6 +105,8 @@ class Host:
         monkeypatch.setenv("DOCKER_FAKE_WORLD", str(self.world_file))
         monkeypatch.setattr(_compose_stack, "STEADY_SECONDS", 0)
         monkeypatch.setattr(_compose_stack, "POLL_SECONDS", 0.01)
+        # There are no processes here: the fake engine delivers signals itself.
+        monkeypatch.setattr(Docker, "signal", lambda docker, ids, name: docker.run("kill", "--signal", name, *ids))
         monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # no power is cut here, and it is slow
         self.docker = wrapper
         self.in_docker = False

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import Payload, StackDirectory, StackFile
+from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_docker import Docker
 from ansible_collections.kitestacks.homelab.plugins.modules import compose_stack
 from ansible_collections.kitestacks.homelab.tests.unit.compose_stack_host import RELOAD, Declared, Host
 
@@ -538,3 +540,18 @@ def test_a_manifest_that_cannot_be_read_is_made_anew(deployed):
     (deployed.root / ".kitestacks.json").write_text("{")
     assert deployed.run(Declared())["changed"]
     assert not deployed.run(Declared())["changed"]
+
+
+def test_a_signal_reaches_the_first_process_and_docker_does_not_hear_of_it(monkeypatch):
+    """After `docker kill`, whatever the signal, `unless-stopped` would leave the container down after a reboot."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        monkeypatch.setattr(Docker, "inspect", lambda _docker, _ids: [{"State": {"Pid": process.pid}}])
+        monkeypatch.setattr(Docker, "run", lambda *_arguments, **_options: pytest.fail("docker was asked to send it"))
+        Docker.signal(Docker.__new__(Docker), ["id"], "SIGUSR1")
+        assert process.wait(10) == -signal.SIGUSR1
+
+
+def test_a_signal_for_a_container_that_has_ended(monkeypatch):
+    monkeypatch.setattr(Docker, "inspect", lambda _docker, _ids: [{"State": {"Pid": 0}}])
+    with pytest.raises(ProcessLookupError):
+        Docker.signal(Docker.__new__(Docker), ["id"], "SIGUSR1")

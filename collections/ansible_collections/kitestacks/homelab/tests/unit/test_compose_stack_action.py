@@ -156,6 +156,7 @@ def test_mistakes_are_refused_before_anything_is_sent(controller):
         },
         "'broken.j2' cannot be rendered": {},
         "more than one entry": {"reload": [{"service": "web", "files": ["x"]}, {"service": "web", "files": ["y"]}]},
+        "'HUPP' is no signal": {"reload": [{"service": "web", "files": ["x"], "signal": "HUPP"}]},
         "is a file and also the folder of": {"files": [{"src": "other.yml", "dest": "a"}, {"src": "z", "dest": "a/b"}]},
         "must be one of": {"state": "running"},
         "at least one second": {"wait_timeout": 0},
