@@ -48,11 +48,6 @@ def docker(*arguments: str | Path, stdin: str | None = None, check: bool = True,
     return run("docker", *arguments, stdin=stdin, check=check, timeout=timeout).stdout.strip()
 
 
-def docker_lines(*arguments: str) -> Sequence[str]:
-    """Run a docker command and return its output as a list of lines."""
-    return docker(*arguments).splitlines()
-
-
 @contextmanager
 def step(name: str) -> Iterator[None]:
     """Print one line for a step of long work: its name, how long it took, and the time since the start."""
