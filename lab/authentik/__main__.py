@@ -5,53 +5,20 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import signal
 import sys
-import tempfile
-import threading
-from pathlib import Path
 
-from lab.authentik import database, passwords, web, worker
-from lab.authentik.configuration import STAND_IN, Configuration, Mistake
+from lab.authentik import passwords
+from lab.authentik.configuration import MODE_FILE, STAND_IN, Configuration, Mistake
 
 log = logging.getLogger("authentik")
-
-_MODE = Path(tempfile.gettempdir()) / "authentik-mode"
-
-
-def _start(configuration: Configuration, mode: str) -> None:
-    log.warning("%s %s, %s", STAND_IN, configuration.version, mode)
-    configuration.check()
-    if mode == "worker":
-        configuration.bootstrap()
-    database.wait(configuration)
-    database.migrate(configuration)
-    worker.prepare(configuration)
-    _MODE.write_text(mode)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_arguments: stop.set())
-    if mode == "server":
-        site = web.Site(configuration)
-        servers = [
-            web.serve(site, configuration.listen("HTTP", 9000)),
-            web.serve(web.Metrics(site), configuration.listen("METRICS", 9300)),
-        ]
-        log.info("listening on %s", [server.server_address for server in servers])
-        stop.wait()
-    else:
-        servers = [web.serve(worker.Health(configuration), configuration.listen("HTTP", 9000))]
-        worker.run(configuration, stop)
-    for server in servers:
-        server.shutdown()
 
 
 def _healthy(configuration: Configuration) -> bool:
     """Ask what runs in this container for its health, as the image's HEALTHCHECK does."""
-    if not _MODE.exists():
+    if not MODE_FILE.exists():
         return False
     host, port = configuration.listen("HTTP", 9000)
-    path = "/-/health/live/" if _MODE.read_text() == "server" else "/-/health/ready/"
+    path = "/-/health/live/" if MODE_FILE.read_text() == "server" else "/-/health/ready/"
     connection = http.client.HTTPConnection("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, timeout=10)  # noqa: S104
     try:
         connection.request("HEAD", path)
@@ -68,8 +35,10 @@ def main(arguments: list[str]) -> int:
     configuration = Configuration(dict(os.environ))
     match arguments:
         case ["server" | "worker" as mode]:
+            from lab.authentik import start  # noqa: PLC0415 - a health check has no use for all of it
+
             try:
-                _start(configuration, mode)
+                start.start(configuration, mode)
             except Mistake as mistake:
                 log.error("%s", mistake)
                 return 1

@@ -37,13 +37,13 @@ class _Loader(yaml.SafeLoader):
     """YAML with the tags of blueprints; they become lists that begin with the tag."""
 
 
-def _tag(loader: _Loader, suffix: str, node: yaml.Node) -> list[Any]:
+def _tag(loader: _Loader, suffix: str, node: Any) -> list[Any]:
     if isinstance(node, yaml.SequenceNode):
         return [f"!{suffix}", *loader.construct_sequence(node, deep=True)]
-    return [f"!{suffix}", loader.construct_scalar(node)]  # type: ignore[arg-type]
+    return [f"!{suffix}", loader.construct_scalar(node)]
 
 
-_Loader.add_multi_constructor("!", _tag)  # type: ignore[no-untyped-call]
+_Loader.add_multi_constructor("!", _tag)
 
 
 def apply(api: Api, row: Json) -> None:
@@ -56,7 +56,7 @@ def apply(api: Api, row: Json) -> None:
         reason = error.reply.body if isinstance(error, Refused) else error
         log.error("blueprint %s: %s", row["name"], reason)
         status, digest = "error", row["last_applied_hash"]
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat().replace("+00:00", "Z")
+    now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
     done = {**row, "polls": None, "status": status, "last_applied": now, "last_applied_hash": digest}
     # What was read before the mistake was rolled back may not be so any more.
     type(api.store)(api.store.connection).put("blueprints", row["pk"], done)

@@ -1,7 +1,8 @@
 """The environment of Authentik's images, read as Authentik reads it.
 
-Every AUTHENTIK_* may be `file:///path` or `env://NAME`, with `?default` for one that is not there; AUTHENTIK_BOOTSTRAP_*
-are taken literally. The settings of PostgreSQL are read anew for every connection, so a changed file counts at once.
+Every AUTHENTIK_* may be `file:///path` or `env://NAME`, with `?default` for one that is not there;
+AUTHENTIK_BOOTSTRAP_* are taken literally. The settings of PostgreSQL are read anew for every connection, so a changed
+file counts at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import ipaddress
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,9 @@ from urllib.parse import urlsplit
 STAND_IN = "KiteStacks lab: a stand-in for Authentik, not Authentik"
 MAJORS = ("2025.8", "2025.10", "2025.12", "2026.2", "2026.5", "2026.8", "2026.11")
 """The releases whose schemas follow each other: an upgrade may not skip one."""
+
+MODE_FILE = Path(tempfile.gettempdir()) / "authentik-mode"
+"""Says what runs in this container, for its health check."""
 
 _TRUSTED = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fe80::/10,::1/128"
 

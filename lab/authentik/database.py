@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from lab.authentik.configuration import MAJORS, STAND_IN, Configuration, Mistake
+from lab.authentik.configuration import MAJORS, Configuration, Mistake
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ class PostgresStore:
         self.connection.execute("SELECT pg_advisory_xact_lock(%s)", [_WRITES])
 
     def next_id(self, sequence: str) -> int:
+        """Return the next number of a sequence, beginning with 1."""
         row = self.connection.execute(
             "INSERT INTO sequences VALUES (%s, 1) ON CONFLICT (name) DO UPDATE SET value = sequences.value + 1"
             " RETURNING value",
@@ -126,20 +127,25 @@ class PostgresStore:
         return int(row[0]) if row else 0
 
     def put(self, kind: str, pk: str, row: Json) -> None:
+        """Insert or replace a row."""
         self.connection.execute(
-            "INSERT INTO objects (kind, pk, row) VALUES (%s, %s, %s) ON CONFLICT (kind, pk) DO UPDATE SET row = EXCLUDED.row",
+            "INSERT INTO objects (kind, pk, row) VALUES (%s, %s, %s)"
+            " ON CONFLICT (kind, pk) DO UPDATE SET row = EXCLUDED.row",
             [kind, pk, json.dumps(row)],
         )
         self._kind(kind)[pk] = copy.deepcopy(row)
 
     def get(self, kind: str, pk: str) -> Json | None:
+        """Return a copy of a row."""
         return copy.deepcopy(self._kind(kind).get(pk))
 
     def delete(self, kind: str, pk: str) -> None:
+        """Remove a row that exists."""
         del self._kind(kind)[pk]
         self.connection.execute("DELETE FROM objects WHERE kind = %s AND pk = %s", [kind, pk])
 
     def rows(self, kind: str) -> list[Json]:
+        """Return copies of all rows of a kind, the oldest first."""
         return copy.deepcopy(list(self._kind(kind).values()))
 
     def _kind(self, kind: str) -> dict[str, Json]:
@@ -177,8 +183,3 @@ def take(connection: Connection, kind: str, key: str) -> Json | None:
 def forget(connection: Connection, kind: str, **data: Any) -> None:
     """Remove the records of a kind that hold these values."""
     connection.execute("DELETE FROM records WHERE kind = %s AND data @> %s", [kind, json.dumps(data)])
-
-
-def greet() -> None:
-    """Say in the log what this is."""
-    log.warning(STAND_IN)

@@ -1,7 +1,7 @@
 """The expressions of scope mappings: not Python, but the little of it that the roles and Authentik's defaults write.
 
-One `return` of literals, of what the request's user has, and of simple choices between them. Everything else is refused,
-with a name: a mapping that only the lab could evaluate would be worth nothing.
+One `return` of literals, of what the request's user has, and of simple choices between them. Everything else is
+refused, with a name: a mapping that only the lab could evaluate would be worth nothing.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ def evaluate(expression: str, user: User) -> Json:
     Raises:
         Unknown: the expression is none of those.
     """
-    body = ast.parse("def mapping():\n" + textwrap.indent(expression, "    ")).body[0]
-    assert isinstance(body, ast.FunctionDef)
+    (body,) = ast.parse("def mapping():\n" + textwrap.indent(expression, "    ")).body
     statements = [
-        each for each in body.body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+        each
+        for each in getattr(body, "body", [])
+        if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
     ]
     if len(statements) != 1 or not isinstance(statements[0], ast.Return) or statements[0].value is None:
         raise Unknown("it is not one `return`")
@@ -73,7 +74,7 @@ def evaluate(expression: str, user: User) -> Json:
     return claims or {}
 
 
-def _value(node: ast.expr, names: Json) -> Any:  # noqa: PLR0911 - a table of node types
+def _value(node: ast.expr, names: Json) -> Any:  # noqa: PLR0911, PLR0912 - a table of node types
     match node:
         case ast.Constant(value):
             return value

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 from ansible_collections.kitestacks.homelab.tests.fakes._server import Request as ApiRequest
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
@@ -149,7 +150,7 @@ class Site:
                 visit.store_session(response)
             return response
         except Exception as error:  # as Django does, and with its answers
-            level = logging.WARNING if isinstance(error, database.psycopg.Error) else logging.ERROR
+            level = logging.WARNING if isinstance(error, psycopg.Error) else logging.ERROR
             log.log(level, "%s %s: %s", request.method, request.path, str(error).strip(), exc_info=level > 30)
             if request.method in ("GET", "HEAD"):
                 page = "<!DOCTYPE html>\n<html><body>Server Error</body></html>"

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+import psycopg
 from joserfc.jwk import RSAKey
 from werkzeug.wrappers import Request, Response
 
@@ -45,7 +46,7 @@ def run(configuration: Configuration, stop: threading.Event) -> None:
             with database.connect(configuration) as connection, database.exclusive(connection, _TASKS) as mine:
                 if mine:
                     _work(configuration, connection, late=time.monotonic() - started >= delay)
-        except database.psycopg.Error as error:
+        except psycopg.Error as error:
             log.warning("the database does not answer: %s", str(error).strip())
             stop.wait(1)
 
@@ -91,6 +92,6 @@ class Health:
             try:
                 with database.connect(self.configuration):
                     pass
-            except database.psycopg.Error:
+            except psycopg.Error:
                 status = 503
         return Response(status=status)(environ, start_response)  # type: ignore[arg-type]
