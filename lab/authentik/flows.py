@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
@@ -76,8 +76,7 @@ def start(visit: Visit, slug: str, **context: Any) -> None:
 def next_url(query: Json) -> str:
     """Return where a flow leads to at its end; never to another site."""
     wanted = str(query.get("next", ""))
-    url = urlsplit(wanted)
-    return wanted if wanted.startswith("/") and not url.scheme and not url.netloc else _HOME
+    return wanted if wanted.startswith("/") and not wanted.startswith(("//", "/\\")) else _HOME
 
 
 def _flow(visit: Visit, slug: str) -> Json:
@@ -260,7 +259,7 @@ def _grant(step: Step) -> None:
 
 def _logout(step: Step) -> None:
     plan = step.visit.session.data["plan"]
-    step.visit.session.end(step.visit.connection)
+    step.visit.session.end()
     step.visit.session.set("plan", plan)
 
 
