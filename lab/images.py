@@ -55,9 +55,12 @@ class Reference:
 
 
 def references() -> list[Reference]:
-    """Return every image that a role names, from the pairs `<x>_image` and `<x>_version` of its defaults."""
+    """Return every image that a role names in its defaults, as `<x>_image` and `<x>_version`; the tests' roles too."""
     found = []
-    for defaults in sorted(settings.ROOT.glob("roles/*/defaults/main.yml")):
+    roles = [*settings.ROOT.glob("roles/*"), *settings.ROOT.glob("tests/site/*/roles/*")]
+    for defaults in sorted(role / "defaults" / "main.yml" for role in roles):
+        if not defaults.exists():
+            continue
         values = yaml.safe_load(defaults.read_text()) or {}
         found += [
             Reference(values[key], str(values[f"{key.removesuffix('_image')}_version"]))
