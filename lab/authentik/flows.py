@@ -70,7 +70,7 @@ def show(visit: Visit, slug: str) -> Response:
 def start(visit: Visit, slug: str, **context: Any) -> None:
     """Begin a flow in the session of a visitor, before he is sent to its page."""
     stages = _stages(visit, _flow(visit, slug), restored=bool(context.get("restored")))
-    visit.session.set("plan", {"flow": slug, "stages": stages, **context})
+    visit.session.set("plan", {"flow": slug, "stages": stages, "fields": _fields(visit, slug), **context})
 
 
 def next_url(query: Json) -> str:
@@ -123,6 +123,29 @@ def _stages(visit: Visit, flow: Json, *, restored: bool = False) -> list[str]:
         "authorization": ["end"],
     }
     return kinds.get(flow["designation"], [])
+
+
+def _fields(visit: Visit, slug: str) -> list[Json]:
+    """Return what the prompt stages of a flow ask for."""
+    store = visit.api.store
+    flow = _flow(visit, slug)
+    bound = [row["stage"] for row in store.rows("flow_bindings") if row["target"] == flow["pk"]]
+    asked = [pk for stage in store.rows("stages") if stage["pk"] in bound for pk in stage.get("fields", [])]
+    rows = sorted((row for row in store.rows("prompts") if row["pk"] in asked), key=lambda row: row.get("order", 0))
+    return [
+        {
+            "field_key": row["field_key"],
+            "label": row.get("label", row["field_key"]),
+            "type": row["type"],
+            "required": row.get("required", True),
+            "placeholder": row.get("placeholder", ""),
+            "initial_value": "",
+            "order": row.get("order", 0),
+            "sub_text": row.get("sub_text", ""),
+            "choices": None,
+        }
+        for row in rows
+    ]
 
 
 def _execute(step: Step, flow: Json) -> Response:
@@ -194,32 +217,19 @@ def _authenticated(step: Step, answer: Json) -> None:
         raise Invalid("password", "Invalid password")
 
 
-def _prompt(_step: Step) -> Json:
-    names = {"password": "Password", "password_repeat": "Password (repeat)"}
-    fields = [
-        {
-            "field_key": key,
-            "label": label,
-            "type": "password",
-            "required": True,
-            "placeholder": label,
-            "initial_value": "",
-            "order": order,
-            "sub_text": "",
-            "choices": None,
-        }
-        for order, (key, label) in enumerate(names.items())
-    ]
-    return {"component": "ak-stage-prompt", "fields": fields}
+def _prompt(step: Step) -> Json:
+    return {"component": "ak-stage-prompt", "fields": step.plan["fields"]}
 
 
 def _prompted(step: Step, answer: Json) -> None:
-    password = str(answer.get("password", ""))
-    if not password:
-        raise Invalid("password", "This field may not be blank.", "blank")
-    if password != answer.get("password_repeat"):
+    for entry in step.plan["fields"]:
+        if entry["required"] and not answer.get(entry["field_key"]):
+            raise Invalid(entry["field_key"], "This field may not be blank.", "blank")
+    passwords_given = {str(answer.get(row["field_key"], "")) for row in step.plan["fields"] if row["type"] == "password"}
+    if len(passwords_given) > 1:
         raise Invalid("non_field_errors", "Passwords don't match.")
-    step.plan["password"] = passwords.make(password)
+    if "password" in answer:
+        step.plan["password"] = passwords.make(str(answer["password"]))
 
 
 def _consent(step: Step) -> Json:

@@ -26,7 +26,10 @@ entries:
    attrs: {name: recovery, title: Choose a password, designation: recovery, authentication: require_unauthenticated}}
 - {model: authentik_stages_prompt.prompt, id: field, identifiers: {name: password},
    attrs: {field_key: password, label: Password, type: password, order: 0}}
-- {model: authentik_stages_prompt.promptstage, id: prompt, identifiers: {name: prompt}, attrs: {fields: [!KeyOf field]}}
+- {model: authentik_stages_prompt.prompt, id: again, identifiers: {name: again},
+   attrs: {field_key: password_repeat, label: Again, type: password, order: 1}}
+- {model: authentik_stages_prompt.promptstage, id: prompt, identifiers: {name: prompt},
+   attrs: {fields: [!KeyOf again, !KeyOf field]}}
 - {model: authentik_stages_user_write.userwritestage, id: write, identifiers: {name: write}}
 - {model: authentik_stages_user_login.userloginstage, id: login, identifiers: {name: login}}
 - {model: authentik_flows.flowstagebinding, identifiers: {target: !KeyOf flow, stage: !KeyOf prompt, order: 10}}
