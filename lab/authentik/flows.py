@@ -225,8 +225,8 @@ def _prompted(step: Step, answer: Json) -> None:
     for entry in step.plan["fields"]:
         if entry["required"] and not answer.get(entry["field_key"]):
             raise Invalid(entry["field_key"], "This field may not be blank.", "blank")
-    passwords_given = {str(answer.get(row["field_key"], "")) for row in step.plan["fields"] if row["type"] == "password"}
-    if len(passwords_given) > 1:
+    typed = {answer.get(entry["field_key"]) for entry in step.plan["fields"] if entry["type"] == "password"}
+    if len(typed) > 1:
         raise Invalid("non_field_errors", "Passwords don't match.")
     if "password" in answer:
         step.plan["password"] = passwords.make(str(answer["password"]))

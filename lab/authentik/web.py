@@ -136,7 +136,7 @@ class Site:
         self.requests += 1
         request = Request(environ)
         response = self.answer(request)
-        response.headers["X-Powered-By"] = STAND_IN
+        response.headers.setdefault("X-Powered-By", STAND_IN)  # a proxied application has its own word
         return response(environ, start_response)
 
     def answer(self, request: Request) -> Response:

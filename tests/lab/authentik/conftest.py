@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+import psycopg
 import pytest
 
 from ..conftest import ROOT, eventually
-
-psycopg = pytest.importorskip("psycopg", reason="psycopg (a test dependency) is not installed")
 
 HOST = "auth.kitestacks.test"
 TOKEN = "bootstrap-token-of-a-test"

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ldap3
 import pytest
 
 from ..conftest import ROOT, eventually
 from .conftest import PASSWORD, Lab, Program, api, free_port, one, send
-
-ldap3 = pytest.importorskip("ldap3", reason="ldap3 (a test dependency) is not installed")
 
 BASE = "dc=ldap,dc=kitestacks,dc=test"
 

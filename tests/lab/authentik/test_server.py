@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from lab.authentik import passwords
 from lab.authentik.api import Api
 
 from ..conftest import ROOT, eventually
-from .conftest import PASSWORD, TOKEN, Application, Browser, Cluster, api, give, one, send
+from .conftest import PASSWORD, TOKEN, Application, Browser, Cluster, api, free_port, give, one, send
 
 RECOVERY = """
 version: 1
@@ -205,6 +206,51 @@ def test_the_database_goes_and_comes_back_as_another_one(tmp_path, cluster, own_
         for program in own_lab.programs:
             program.kill()
         running.stop()
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of Debian's package with a password; the value is its port and its process."""
+    if not shutil.which("redis-server"):
+        subprocess.run([ROOT / "bin" / "setup", "packages", "redis-server"], check=True)
+    port = free_port()
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--requirepass",
+        PASSWORD,
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+    ]
+    popen = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+    yield port, popen
+    popen.kill()
+    popen.wait()
+
+
+def test_a_release_before_2025_10_keeps_its_sessions_in_redis(own_lab, redis, tmp_path):
+    port, popen = redis
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    own_lab.version = "2025.8.4"
+    servers = own_lab.up(
+        servers=2,
+        AUTHENTIK_REDIS__HOST="127.0.0.1",
+        AUTHENTIK_REDIS__PORT=str(port),
+        AUTHENTIK_REDIS__PASSWORD=f"file://{tmp_path}/password",
+    )
+    application = Application.make(servers[0], "wiki")
+    browser = Browser(*servers)
+    assert browser.authorize(application.authorize()).query["code"]
+    with own_lab.cluster.connect(own_lab.name) as connection:
+        assert connection.execute("SELECT count(*) FROM records WHERE kind = 'session'").fetchone() == (0,)
+    popen.kill()
+    popen.wait()
+    assert send(servers[0].port, "GET", "/-/health/ready/").status == 500
+    assert application.token(servers[0].port, grant_type="client_credentials").status == 405
 
 
 def test_a_recovery_link_lets_a_user_choose_a_password(own_lab):
