@@ -212,8 +212,10 @@ def _password(step: Step) -> Json:
 
 
 def _authenticated(step: Step, answer: Json) -> None:
-    user = step.pending_user
-    if user is None or not user["is_active"] or not passwords.check(str(answer.get("password", "")), user["password"]):
+    user, password = step.pending_user, str(answer.get("password", ""))
+    if user is None or not user["is_active"]:
+        raise Invalid("password", "Invalid password")
+    if not passwords.check(password, user["password"]) and not step.visit.api.is_app_password(user, password):
         raise Invalid("password", "Invalid password")
 
 

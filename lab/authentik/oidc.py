@@ -486,10 +486,9 @@ def _client_credentials(provider: Provider, form: Any, secret: str) -> Json:
 
 
 def _by_app_password(provider: Provider, name: str, password: str) -> Json:
-    store = provider.visit.api.store
-    user = next((row for row in store.rows("users") if row["username"] == name), None)
-    tokens = [row for row in store.rows("tokens") if row["intent"] == "app_password" and row["key"] == password]
-    if user is None or not any(row["user"] == user["pk"] for row in tokens):
+    api = provider.visit.api
+    user = next((row for row in api.store.rows("users") if row["username"] == name), None)
+    if user is None or not api.is_app_password(user, password):
         raise TokenError("invalid_grant")
     return user
 
