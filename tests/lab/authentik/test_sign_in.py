@@ -8,6 +8,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
+from ..conftest import eventually
 from .conftest import HOST, PASSWORD, Application, Browser, api, one, send
 
 VERIFIER = "a-verifier-that-is-long-enough-to-be-one-0123456789"
@@ -43,8 +44,17 @@ def test_a_code_becomes_tokens_while_two_servers_take_turns(servers, application
     assert found.json()["groups"] == ["authentik Admins"]
     again = application.redeem(servers[0].port, reply.query["code"], code_verifier=VERIFIER)
     assert (again.status, again.json()["error"]) == (400, "invalid_grant")
-    # Signed in once, the next code needs no password; another secret key would make the session void.
+    # Signed in once, the next code needs no password.
     assert browser.send("GET", application.authorize()).query["code"]
+
+
+def test_a_session_is_void_for_a_server_with_another_secret_key(servers, application, lab):
+    browser = Browser(servers[0])
+    assert browser.authorize(application.authorize()).query["code"]
+    other = lab.start("server", AUTHENTIK_SECRET_KEY="another")
+    eventually("the server is ready", other.ready, 30)
+    browser.ports = [other.port]
+    assert browser.send("GET", application.authorize()).location.startswith("/if/flow/")
 
 
 @pytest.mark.parametrize("mode", ["per_provider", "global"])
