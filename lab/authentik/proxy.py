@@ -93,8 +93,7 @@ class Forward:
         return http.client.HTTPSConnection(host, port, timeout=60, context=context)
 
     def _target(self) -> str:
-        raw = self.request.environ.get("REQUEST_URI") or self.request.full_path
-        return self.to.path.rstrip("/") + str(raw)
+        return self.to.path.rstrip("/") + str(self.request.environ["REQUEST_URI"])
 
     def _headers(self) -> dict[str, str]:
         # A visitor's own X-authentik-* would be believed by the application.
