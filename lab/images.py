@@ -138,20 +138,27 @@ def _rootfs() -> str:
 
 
 @functools.cache
-def build(name: str) -> str:
-    """Build the image of a folder of lab/images, and its parents, unless it is there; return its tag."""
+def build(name: str, version: str = "") -> str:
+    """Build the image of a folder of lab/images, and its parents, unless it is there; return its tag.
+
+    An image whose Dockerfile has `ARG VERSION` plays that version; to the others it is all the same.
+    """
     if name == "rootfs":
         return _rootfs()
     files = _context(name)
     parent = build(_PARENTS.get(name, "base"))
-    tag = f"{_NAMESPACE}/{name}:{_digest(files, parent)}"
+    arguments = {"FROM": parent}
+    if "\nARG VERSION" in files["Dockerfile"].read_text():
+        arguments["VERSION"] = version
+    tag = f"{_NAMESPACE}/{name}:{_digest(files, *arguments.values())}"
     if not _exists(tag):
         with step(f"Building the image {name}"), tempfile.TemporaryDirectory() as context:
             for path, source in files.items():
                 target = Path(context, path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
-            docker("build", "--quiet", "--network", "host", "--build-arg", f"FROM={parent}", "--tag", tag, context)
+            given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+            docker("build", "--quiet", "--network", "host", *given, "--tag", tag, context)
     return tag
 
 
@@ -164,7 +171,7 @@ def provide() -> None:
                 with step(f"Pulling {tag}"):
                     docker("pull", "--quiet", tag)
         else:
-            tag = build(reference.name)
+            tag = build(reference.name, reference.version)
         target = f"localhost:{settings.PUSH_PORT}/{reference.repository}:{reference.version}"
         if _digest_in_registry(reference) != _image_id(tag):
             with step(f"Pushing {reference.upstream}"):
