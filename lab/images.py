@@ -49,10 +49,15 @@ class Reference:
 
 
 def references() -> list[Reference]:
-    """Return every image that a role names, from the pairs `<x>_image` and `<x>_version` of its defaults."""
+    """Return every image that a role names, from the pairs `<x>_image` and `<x>_version` of its defaults.
+
+    What the lab's inventory says about them counts, as it does for the roles.
+    """
     found = []
+    inventory = yaml.safe_load((settings.ROOT / "inventories/lab/group_vars/all/main.yml").read_text())
     for defaults in sorted(settings.ROOT.glob("roles/*/defaults/main.yml")):
         values = yaml.safe_load(defaults.read_text()) or {}
+        values |= {name: value for name, value in inventory.items() if name in values}
         found += [
             Reference(values[key], str(values[f"{key.removesuffix('_image')}_version"]))
             for key in values
