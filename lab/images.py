@@ -55,13 +55,16 @@ class Reference:
 
 
 def references() -> list[Reference]:
-    """Return every image that a role names, from the pairs `<x>_image` and `<x>_version` of its defaults.
+    """Return every image that a role names in its defaults, as `<x>_image` and `<x>_version`; the tests' roles too.
 
     What the lab's inventory says about them counts, as it does for the roles.
     """
     found = []
     inventory = yaml.safe_load((settings.ROOT / "inventories/lab/group_vars/all/main.yml").read_text())
-    for defaults in sorted(settings.ROOT.glob("roles/*/defaults/main.yml")):
+    roles = [*settings.ROOT.glob("roles/*"), *settings.ROOT.glob("tests/site/*/roles/*")]
+    for defaults in sorted(role / "defaults" / "main.yml" for role in roles):
+        if not defaults.exists():
+            continue
         values = yaml.safe_load(defaults.read_text()) or {}
         values |= {name: value for name, value in inventory.items() if name in values}
         found += [
@@ -140,20 +143,27 @@ def _rootfs() -> str:
 
 
 @functools.cache
-def build(name: str) -> str:
-    """Build the image of a folder of lab/images, and its parents, unless it is there; return its tag."""
+def build(name: str, version: str = "") -> str:
+    """Build the image of a folder of lab/images, and its parents, unless it is there; return its tag.
+
+    An image whose Dockerfile has `ARG VERSION` plays that version; to the others it is all the same.
+    """
     if name == "rootfs":
         return _rootfs()
     files = _context(name)
     parent = build(_PARENTS.get(name, "base"))
-    tag = f"{_NAMESPACE}/{name}:{_digest(files, parent)}"
+    arguments = {"FROM": parent}
+    if "\nARG VERSION" in files["Dockerfile"].read_text():
+        arguments["VERSION"] = version
+    tag = f"{_NAMESPACE}/{name}:{_digest(files, *arguments.values())}"
     if not _exists(tag):
         with step(f"Building the image {name}"), tempfile.TemporaryDirectory() as context:
             for path, source in files.items():
                 target = Path(context, path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
-            docker("build", "--quiet", "--network", "host", "--build-arg", f"FROM={parent}", "--tag", tag, context)
+            given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+            docker("build", "--quiet", "--network", "host", *given, "--tag", tag, context)
     return tag
 
 
@@ -166,7 +176,7 @@ def provide() -> None:
                 with step(f"Pulling {tag}"):
                     docker("pull", "--quiet", tag)
         else:
-            tag = build(reference.name)
+            tag = build(reference.name, reference.version)
         target = f"localhost:{settings.PUSH_PORT}/{reference.repository}:{reference.version}"
         if _digest_in_registry(reference) != _image_id(tag):
             with step(f"Pushing {reference.upstream}"):
