@@ -55,13 +55,18 @@ class Reference:
 
 
 def references() -> list[Reference]:
-    """Return every image that a role names in its defaults, as `<x>_image` and `<x>_version`; the tests' roles too."""
+    """Return every image that a role names in its defaults, as `<x>_image` and `<x>_version`; the tests' roles too.
+
+    What the lab's inventory says about them counts, as it does for the roles.
+    """
     found = []
+    inventory = yaml.safe_load((settings.ROOT / "inventories/lab/group_vars/all/main.yml").read_text())
     roles = [*settings.ROOT.glob("roles/*"), *settings.ROOT.glob("tests/site/*/roles/*")]
     for defaults in sorted(role / "defaults" / "main.yml" for role in roles):
         if not defaults.exists():
             continue
         values = yaml.safe_load(defaults.read_text()) or {}
+        values |= {name: value for name, value in inventory.items() if name in values}
         found += [
             Reference(values[key], str(values[f"{key.removesuffix('_image')}_version"]))
             for key in values
