@@ -10,12 +10,12 @@ import pytest
 from lab import engine, faults, machines, settings, site
 
 
-def eventually(probe: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait until `probe` is true; return the seconds that took. Fails after `seconds`."""
+def eventually(probe: Callable[[], bool], seconds: float, what: str, seen: Callable[[], object] = lambda: "") -> float:
+    """Wait until `probe` is true; return the seconds that took. Fails after `seconds`, and tells what was `seen`."""
     begin = time.monotonic()
     while not probe():
         if time.monotonic() - begin > seconds:
-            pytest.fail(f"{what}: not so after {seconds:.0f} s")
+            pytest.fail(f"{what}: not so after {seconds:.0f} s {seen()}")
         time.sleep(0.2)
     return time.monotonic() - begin
 

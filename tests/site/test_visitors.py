@@ -14,10 +14,21 @@ from lab import faults, machines, settings, traffic
 from .conftest import HOSTS, WWW, eventually
 
 
-def _answers_by_itself(host: str) -> bool:
+def _asked(host: str) -> traffic.Answer:
     with traffic.edge(host) as port:
-        answer = traffic.request(port, WWW)
+        return traffic.request(port, WWW)
+
+
+def _answers_by_itself(host: str) -> bool:
+    answer = _asked(host)
     return (answer.status, answer.server) == (200, host)
+
+
+def _state(host: str) -> str:
+    """Tell what a host that does not serve says, for the message of a test."""
+    listening = machines.run_on(host, "ss", "-ltnp")
+    containers = machines.run_on(host, "docker", "ps", "--all")
+    return f"{_asked(host)}\n{machines.edge_services(host)}\n{containers}\n{listening}"
 
 
 def _sees_both_copies(host: str) -> bool:
@@ -100,7 +111,10 @@ def test_all_answers_again_after_a_reboot_without_ansible(homelab: None, order: 
     for host in HOSTS:
         machines.wait_for_boot(host)
         seconds = eventually(
-            lambda host=host: _answers_by_itself(host) and _sees_both_copies(host), 60, f"{host} serves again"
+            lambda host=host: _answers_by_itself(host) and _sees_both_copies(host),
+            60,
+            f"{host} serves again",
+            partial(_state, host),
         )
         print(f"\n{' then '.join(order)}: {host} serves and sees both copies {seconds:.1f} s after ssh answers")
 
@@ -112,7 +126,12 @@ def test_both_hosts_lose_power_at_once(homelab: None) -> None:
         machines.start(host)
     for host in HOSTS:
         machines.wait_for_boot(host)
-        eventually(lambda host=host: _answers_by_itself(host) and _sees_both_copies(host), 60, f"{host} serves again")
+        eventually(
+            lambda host=host: _answers_by_itself(host) and _sees_both_copies(host),
+            60,
+            f"{host} serves again",
+            partial(_state, host),
+        )
 
 
 def test_boot_without_the_tailnet(homelab: None) -> None:
