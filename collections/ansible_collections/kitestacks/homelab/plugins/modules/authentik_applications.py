@@ -257,6 +257,7 @@ options:
       provider_name:
         description:
           - Name of a provider that exists; empty for none. Excludes O(applications[].provider).
+          - With O(purge=true) the provider that an application of ours had before goes when it is to have none.
         type: str
       backchannel_providers:
         description:
@@ -584,6 +585,14 @@ def _plan_deletions(
         provider = by_name.get(document["provider"])
         if provider is not None and provider["name"] not in used and ours_to_delete(provider):
             plan.providers.gone.append(deletion(session, provider))
+    for document in desired:
+        found = live.get(document["slug"])
+        if document.get("provider", "") is not None or found is None or ours is None or not ours(found):
+            continue
+        provider = by_name.get(found["provider"])
+        if provider is not None and provider["name"] not in used and ours_to_delete(provider):
+            # First: the server takes it from the application, and a run that is cut off leaves nothing to look for.
+            plan.providers.replaced.append(deletion(session, provider))
 
 
 def _give_providers(plan: Plan, desired: t.Sequence[Document], live: t.Mapping[str, Document]) -> None:
