@@ -3,6 +3,10 @@
 `LAB_IMAGES=upstream` pulls what the roles name, `built` builds an image of the same reference for each, and `auto` (the
 default) pulls when the registry answers. A built image is the real program from Debian in whatever version Debian has;
 the label `kitestacks.lab.stands-for` names the reference it stands for.
+
+A folder of lab/images holds a Dockerfile, and when the image is made of files of this checkout a `context.txt` that
+lists them: they come into the build context below `src/`. Where no package holds the real program but a person has it,
+`KITE_<NAME>=/path` puts it into the image instead of the stand-in: `given/Dockerfile`, with the program as `program`.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +55,15 @@ class Reference:
 
 
 def references() -> list[Reference]:
-    """Return every image that a role names, from the pairs `<x>_image` and `<x>_version` of its defaults."""
+    """Return every image that a role names, from the pairs `<x>_image` and `<x>_version` of its defaults.
+
+    What the lab's inventory says about them counts, as it does for the roles.
+    """
     found = []
+    inventory = yaml.safe_load((settings.ROOT / "inventories/lab/group_vars/all/main.yml").read_text())
     for defaults in sorted(settings.ROOT.glob("roles/*/defaults/main.yml")):
         values = yaml.safe_load(defaults.read_text()) or {}
+        values |= {name: value for name, value in inventory.items() if name in values}
         found += [
             Reference(values[key], str(values[f"{key.removesuffix('_image')}_version"]))
             for key in values
@@ -61,11 +72,30 @@ def references() -> list[Reference]:
     return found
 
 
-def _digest(folder: Path, *more: str) -> str:
+def _context(name: str) -> dict[str, Path]:
+    """Return the files that an image is built from, by their path in the build context."""
+    folder = _FOLDER / name
+    program = os.environ.get(f"KITE_{name.upper()}")
+    if program and (folder / "given").is_dir():
+        if not os.access(program, os.X_OK):
+            raise LabError(f"KITE_{name.upper()} is {program}, which is no program")
+        return {"Dockerfile": folder / "given" / "Dockerfile", "program": Path(program)}
+    if not (folder / "Dockerfile").exists():
+        raise LabError(f"nothing can stand for the image {name!r}: there is no lab/images/{name}/Dockerfile")
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    if "context.txt" in files:
+        for line in files.pop("context.txt").read_text().split():
+            source = settings.ROOT / line
+            found = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+            files |= {f"src/{path.relative_to(settings.ROOT)}": path for path in found if path.suffix != ".pyc"}
+    return files
+
+
+def _digest(files: dict[str, Path], *more: str) -> str:
     """Return a name for everything an image is built from: its files' paths, modes and content, and its parent."""
     digest = hashlib.sha256("\0".join(more).encode())
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_mode & 0o111}\0".encode())
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}\0{path.stat().st_mode & 0o111}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -110,18 +140,27 @@ def _rootfs() -> str:
 
 
 @functools.cache
-def build(name: str) -> str:
-    """Build the image of a folder of lab/images, and its parents, unless it is there; return its tag."""
+def build(name: str, version: str = "") -> str:
+    """Build the image of a folder of lab/images, and its parents, unless it is there; return its tag.
+
+    An image whose Dockerfile has `ARG VERSION` plays that version; to the others it is all the same.
+    """
     if name == "rootfs":
         return _rootfs()
-    folder = _FOLDER / name
-    if not (folder / "Dockerfile").exists():
-        raise LabError(f"nothing can stand for the image {name!r}: there is no lab/images/{name}/Dockerfile")
+    files = _context(name)
     parent = build(_PARENTS.get(name, "base"))
-    tag = f"{_NAMESPACE}/{name}:{_digest(folder, parent)}"
+    arguments = {"FROM": parent}
+    if "\nARG VERSION" in files["Dockerfile"].read_text():
+        arguments["VERSION"] = version
+    tag = f"{_NAMESPACE}/{name}:{_digest(files, *arguments.values())}"
     if not _exists(tag):
-        with step(f"Building the image {name}"):
-            docker("build", "--quiet", "--network", "host", "--build-arg", f"FROM={parent}", "--tag", tag, folder)
+        with step(f"Building the image {name}"), tempfile.TemporaryDirectory() as context:
+            for path, source in files.items():
+                target = Path(context, path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+            given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+            docker("build", "--quiet", "--network", "host", *given, "--tag", tag, context)
     return tag
 
 
@@ -134,7 +173,7 @@ def provide() -> None:
                 with step(f"Pulling {tag}"):
                     docker("pull", "--quiet", tag)
         else:
-            tag = build(reference.name)
+            tag = build(reference.name, reference.version)
         target = f"localhost:{settings.PUSH_PORT}/{reference.repository}:{reference.version}"
         if _digest_in_registry(reference) != _image_id(tag):
             with step(f"Pushing {reference.upstream}"):

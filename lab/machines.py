@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 
 from lab import certificates, engine, images, settings, tailnet_files
 from lab.settings import Machine
@@ -13,6 +14,9 @@ _SSH_KEY = settings.STATE / "ssh" / "id_ed25519"
 _GUEST_SOCKET = "/run/tailscaled.sock"
 _TAILNET_STATUS = ("busybox", "wget", "-qO-", "http://127.0.0.1:8091/status")
 _KNOWN_HOSTS = settings.STATE / "ssh" / "known_hosts"
+_RESOLV_CONF = settings.STATE / "resolv.conf"
+CLOUDFLARE_TOKEN = settings.STATE / "cloudflare" / "api-token"
+"""The API token that the lab's Cloudflare takes; made once per checkout."""
 
 
 def _label() -> tuple[str, str]:
@@ -69,6 +73,7 @@ def _systemd_flags(machine: Machine) -> tuple[str, ...]:
             f"{machine.name}-containerd:/var/lib/containerd",
         ),
         *("--volume", f"{certificates.CA}:/lab/ca.crt:ro", "--volume", f"{_SSH_KEY}.pub:/lab/authorized_keys:ro"),
+        *_name_server(),
     ]
     if engine.cgroup_version() == 1:
         flags += [
@@ -81,13 +86,23 @@ def _systemd_flags(machine: Machine) -> tuple[str, ...]:
     return tuple(flags)
 
 
+def _name_server() -> tuple[str, ...]:
+    """Return the flags that make a machine, and the containers inside it, use the lab's name server.
+
+    Not `--dns`: that server would stand behind docker's own on a loopback address, where nested containers see none.
+    """
+    text = f"nameserver {settings.DNS.address}\n"
+    if not _RESOLV_CONF.exists() or _RESOLV_CONF.read_text() != text:
+        _RESOLV_CONF.write_text(text)
+    return ("--volume", f"{_RESOLV_CONF}:/etc/resolv.conf:ro")
+
+
 def _start(machine: Machine, *flags: str, command: tuple[str, ...] = ()) -> None:
     """Have a machine running as described: created when absent or described otherwise before, started when stopped."""
     image = images.build(machine.image)
-    aliases = [word for name in machine.names for word in ("--network-alias", name)]
     words = (
         *("--detach", "--name", machine.name, "--hostname", machine.name, *_label()),
-        *("--network", settings.NETWORK, "--ip", machine.address, *aliases, *flags, image, *command),
+        *("--network", settings.NETWORK, "--ip", machine.address, *flags, image, *command),
     )
     made_from = hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
     status = state(machine)
@@ -102,6 +117,55 @@ def _start(machine: Machine, *flags: str, command: tuple[str, ...] = ()) -> None
 
 def _label_of(container: str, name: str) -> str:
     return docker("inspect", "--format", f'{{{{index .Config.Labels "{name}"}}}}', container)
+
+
+def ensure_name_server() -> None:
+    """Have the name server: the names of all machines, those that a connector asks for, and the homelab's own.
+
+    Everything else goes where this machine's questions go; Cloudflare's own domains never do.
+    """
+    records = [f"--host-record={name},{machine.address}" for machine in settings.SERVICES for name in machine.names]
+    regions = [f"region{number}.v2.argotunnel.com" for number in (1, 2)]
+    records += [f"--host-record={regions[number % 2]},{address}" for number, address in enumerate(settings.TUNNEL_EDGE)]
+    _start(
+        settings.DNS,
+        command=(
+            *(
+                "--no-resolv",
+                "--server=127.0.0.11",
+                "--cache-size=0",
+                f"--address=/{settings.DOMAIN}/{settings.CLOUDFLARE.address}",
+            ),
+            *(f"--local=/{name}/" for name in ("cloudflare.com", "cftunnel.com", "argotunnel.com")),
+            *records,
+            *(f"--srv-host=_v2-origintunneld._tcp.argotunnel.com,{region},7844,1,1" for region in regions),
+        ),
+    )
+
+
+def ensure_cloudflare() -> None:
+    """Have Cloudflare's stand-in, with an API token of this checkout."""
+    if not CLOUDFLARE_TOKEN.exists():
+        CLOUDFLARE_TOKEN.parent.mkdir(parents=True, exist_ok=True)
+        CLOUDFLARE_TOKEN.touch(0o600)
+        CLOUDFLARE_TOKEN.write_text(f"{secrets.token_hex(20)}\n")
+    _start(
+        settings.CLOUDFLARE,
+        *("--cap-add=NET_ADMIN", "--volume", f"{certificates.FOLDER}:/tls:ro", "--volume", "lab-cloudflare:/state"),
+        *("--volume", f"{CLOUDFLARE_TOKEN}:/run/api-token:ro"),
+        command=(
+            ",".join(settings.TUNNEL_EDGE),
+            *("--certificate=/tls/server.crt", "--key=/tls/server.key", f"--zone={settings.DOMAIN}"),
+            *(
+                "--state=/state/account.json",
+                "--token-file=/run/api-token",
+                f"--api-name={settings.CLOUDFLARE.address}",
+            ),
+            *("--ping-interval=1", "--ping-timeout=3"),
+        ),
+    )
+    probe = ("curl", "-fsS", "--cacert", str(certificates.CA), f"https://{settings.CLOUDFLARE.address}/_edge/state")
+    wait_until("Cloudflare's stand-in answers", probe, 20)
 
 
 def ensure_registry() -> None:
@@ -259,6 +323,7 @@ def remove_volumes() -> None:
     names = [f"{host.name}-{what}" for host in settings.HOSTS for what in ("docker", "containerd")] + [
         "lab-registry",
         "lab-tailnet",
+        "lab-cloudflare",
     ]
     for name in names:
         run("docker", "volume", "rm", name, check=False)
@@ -277,15 +342,19 @@ def up() -> None:
     ensure_network()
     images.build("base")
     images.build("registry")
+    images.build("dns")
+    images.build("cloudflare")
+    ensure_name_server()
     ensure_registry()
     images.provide()
     ensure_tailnet()
+    ensure_cloudflare()
     images.build("host")
     images.build("tools")
     with step("Booting the hosts"):
         _start(
             settings.GUEST,
-            *("--cap-add=NET_ADMIN", "--device=/dev/net/tun", "--env=SSL_CERT_FILE=/lab/ca.crt"),
+            *("--cap-add=NET_ADMIN", "--device=/dev/net/tun", "--env=SSL_CERT_FILE=/lab/ca.crt", *_name_server()),
             *(
                 "--volume",
                 f"{certificates.CA}:/lab/ca.crt:ro",
@@ -298,10 +367,10 @@ def up() -> None:
 
 
 def renew_hosts() -> None:
-    """Have bare hosts again, and a tailnet that has never seen them."""
-    for machine in (*settings.HOSTS, settings.GUEST, settings.TAILNET):
+    """Have bare hosts again, and a tailnet and a Cloudflare account that have never seen them."""
+    for machine in (*settings.HOSTS, settings.GUEST, settings.TAILNET, settings.CLOUDFLARE):
         remove(machine)
-    run("docker", "volume", "rm", "lab-tailnet", check=False)
+    run("docker", "volume", "rm", "lab-tailnet", "lab-cloudflare", check=False)
     up()
 
 

@@ -28,7 +28,7 @@ PUSH_PORT = 5055
 class Machine:
     """A container of the lab that has an address of its own.
 
-    `names` are the public names that the lab's network resolves to it.
+    `names` are the public names that the lab's name server resolves to it.
     """
 
     name: str
@@ -57,7 +57,13 @@ WEB = Machine("lab-web", "172.30.5.3", "nginx-unprivileged", ("pkgs.tailscale.co
 """Package repository under the upstream name."""
 TAILNET = Machine("lab-tailnet", "172.30.5.4", "base")
 """Stand-in for Tailscale's control server; clients know it by its address (docs/lab.md says why)."""
-SERVICES = (REGISTRY, WEB, TAILNET)
+CLOUDFLARE = Machine("lab-cloudflare", "172.30.5.5", "cloudflare", ("api.cloudflare.com", "h2.cftunnel.com"))
+"""Stand-in for Cloudflare: the API, the edge for visitors, and the edge for connectors."""
+TUNNEL_EDGE = tuple(f"172.30.5.{number}" for number in range(51, 57))
+"""More addresses of the same edge: a connector takes one for each of its four connections, and needs spares."""
+DNS = Machine("lab-dns", "172.30.5.6", "dns")
+"""Name server of hosts and containers: the names below, and what the machine itself can resolve."""
+SERVICES = (REGISTRY, WEB, TAILNET, CLOUDFLARE, DNS)
 
 GUEST = Machine("lab-guest", "172.30.5.21", "tools")
 """A stranger on the lab's network, later a third node of the tailnet: scans are made from here."""

@@ -39,6 +39,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--public-port", type=int, default=443, help="https for visitors and the API; 0: any")
     parser.add_argument("--tunnel-port", type=int, default=protocol.EDGE_PORT, help="connectors; 0: any")
     parser.add_argument("--api-port", type=int, default=0, help="the API without TLS, on loopback only; 0: any")
+    parser.add_argument("--api-name", action="append", default=[], help="one more host name, or address, of the API")
     parser.add_argument("--zone", action="append", required=True, help="name of a zone of the account; repeatable")
     parser.add_argument("--token-file", type=Path, help=f"file with the API token that may do everything; else {TOKEN}")
     parser.add_argument("--ports-file", type=Path, help="where to write the ports as JSON once they are open")
@@ -70,7 +71,7 @@ async def run(options: argparse.Namespace, stop: asyncio.Event) -> None:
     with Server(api, port=options.api_port, contract=contract) as server:
         settings = Settings(retry=options.retry, ping_interval=options.ping_interval, ping_timeout=options.ping_timeout)
         tunnels = Tunnels(server, api, settings)
-        front = Front(tunnels, server)
+        front = Front(tunnels, server, options.api_name)
         listeners = [
             await asyncio.start_server(
                 front.accept, options.address, options.public_port, ssl=_context(options, "h2", "http/1.1"), backlog=512

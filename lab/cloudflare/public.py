@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import urllib.parse
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +21,17 @@ PIN = "x-lab-connector"
 """Request header by which a test chooses the connector: the start of its id, or its address."""
 _SUFFIX = ".cfargotunnel.com"
 _OURS = frozenset(
-    {"cf-connecting-ip", "cf-ray", "cf-visitor", "cf-ipcountry", "x-forwarded-for", "x-forwarded-proto", PIN}
+    {
+        "cf-access-client-id",
+        "cf-access-client-secret",
+        "cf-connecting-ip",
+        "cf-ray",
+        "cf-visitor",
+        "cf-ipcountry",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        PIN,
+    }
 )
 _NO_RECORD = (530, 1016, "Origin DNS error")
 _NO_CONNECTOR = (530, 1033, "Cloudflare Tunnel error")
@@ -32,8 +43,9 @@ _MOST_API_BODY = 1 << 22
 class Front:
     """Answers visitors, and the API's clients: both come to one address, told apart by the host they ask for."""
 
-    def __init__(self, tunnels: Tunnels, server: _server.Server) -> None:
+    def __init__(self, tunnels: Tunnels, server: _server.Server, api_names: Iterable[str] = ()) -> None:
         self._tunnels = tunnels
+        self._api_names = {API_NAME, *api_names}
         self._server = server
         self._serial = 0
 
@@ -53,13 +65,13 @@ class Front:
 
     async def answer(self, request: Request, responder: Responder) -> None:
         """Answer a request."""
-        if request.host == API_NAME:
+        if request.host in self._api_names:
             await self._api(request, responder)
             return
         identifier = ray()
         with self._server.lock:
             records = self._tunnels.api.resolve(request.host) if request.host else []
-            denied = _denied(self._tunnels.api.access, request)
+            denied = _denied(self._tunnels.api.access, request, self._tunnels.settings.service_tokens)
         if not any(record["type"] in ("A", "AAAA", "CNAME") for record in records):
             await _page(responder, identifier, _NO_RECORD, f"{request.host or 'no host'} has no record")
             return
@@ -253,18 +265,28 @@ async def _exchange(stream: http2.Stream, request: Request, responder: Responder
                 await upload
 
 
-def _denied(access: dict[str, dict[str, Any]], request: Request) -> str:
+def _denied(access: dict[str, dict[str, Any]], request: Request, tokens: Mapping[str, str]) -> str:
     """Return why Access denies a request, "" when it does not.
 
-    Nobody can sign in to the lab's Access, and it knows no service tokens: only a bypass for everyone lets one in.
+    Nobody can sign in to the lab's Access: a bypass for everyone lets one in, or a service token where a policy for
+    services takes any.
     """
+    secret = tokens.get(request.header("cf-access-client-id") or "")
+    is_service = secret is not None and secret == request.header("cf-access-client-secret")
+
+    def admits(policy: dict[str, Any]) -> bool:
+        include = policy.get("include", [])
+        if policy.get("decision") == "non_identity":
+            return is_service and {"any_valid_service_token": {}} in include
+        return policy.get("decision") == "bypass" and {"everyone": {}} in include
+
     place = request.host + urllib.parse.urlsplit(request.target).path
     for app in access["apps"].values():
         domain = str(app["domain"]).rstrip("/")
         if place != domain and not place.startswith(f"{domain}/"):
             continue
         policies = [access["policies"].get(link["id"], {}) for link in app["policies"]]
-        if not any(p.get("decision") == "bypass" and {"everyone": {}} in p.get("include", []) for p in policies):
+        if not any(admits(policy) for policy in policies):
             return f"the Access application {app['name']} protects {request.host}"
     return ""
 

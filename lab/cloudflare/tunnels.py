@@ -31,7 +31,9 @@ class Settings:
     """What Cloudflare decides for itself and documents nowhere: the lab's choices, changeable while it runs.
 
     Attributes:
-        pin: only connectors whose id, or address, starts with this; "" means any.
+        pin: only connectors whose id starts with this, or of this address; "" means any.
+        nearest: connectors, as for `pin`, that are taken as long as they are there; "" means that none is nearer.
+        service_tokens: secrets of Access service tokens by client id.
         retry: whether a request without a body is sent to another connector when its connection breaks before the
             response begins.
         ping_interval: seconds between pings.
@@ -40,6 +42,8 @@ class Settings:
     """
 
     pin: str = ""
+    nearest: str = ""
+    service_tokens: dict[str, str] = field(default_factory=dict)
     retry: bool = False
     ping_interval: float = 3.0
     ping_timeout: float = 5.0
@@ -258,7 +262,7 @@ class Tunnels:
             besides: connections that failed already.
 
         """
-        wish = pin or self.settings.pin
+        wish, near = pin or self.settings.pin, self.settings.nearest
         healthy: dict[str, list[Session]] = {}
         for session in self.sessions:
             registration = session.registration
@@ -266,18 +270,19 @@ class Tunnels:
                 continue
             if not session.usable or session.draining or session.connection.failure or session.connection.refusing:
                 continue
-            if not wish or registration.client_id.startswith(wish) or session.address == wish:
+            if not wish or _is(session, wish):
                 healthy.setdefault(registration.client_id, []).append(session)
         if not healthy:
             return None
-        client = random.choice(list(healthy))  # noqa: S311 - no secret
+        nearer = [client for client, sessions in healthy.items() if near and _is(sessions[0], near)]
+        client = random.choice(nearer or list(healthy))  # noqa: S311 - no secret
         self.served[client] += 1
         return random.choice(healthy[client])  # noqa: S311
 
     def state(self) -> dict[str, Any]:
         """Return settings, connections, requests per connector and the last events, for tests and people."""
         return {
-            "settings": vars(self.settings),
+            "settings": {**vars(self.settings), "service_tokens": sorted(self.settings.service_tokens)},
             "connections": [
                 {
                     "id": session.id,
@@ -316,6 +321,12 @@ class Tunnels:
             }
         )
         log.info("%s: connector %s connection %s from %s %s", what, client or "?", index, session.address, more)
+
+
+def _is(session: Session, wish: str) -> bool:
+    """Tell whether a session is of the connector that a start of an id, or an address, means."""
+    registration = session.registration
+    return registration is not None and (registration.client_id.startswith(wish) or session.address == wish)
 
 
 def _place(registration: rpc.Registration) -> tuple[str, str, int]:

@@ -62,6 +62,18 @@ def test_two_connectors_share_the_requests_and_one_can_be_chosen(tunnel: Tunnel,
             tunnel.edge.api("POST", "/_edge/settings", {"pin": ""})
 
 
+def test_the_nearest_connector_is_taken_as_long_as_it_is_there(tunnel: Tunnel, origin: int) -> None:
+    connectors = {connector.client_id: connector for connector in tunnel.serve(origin, 2)}
+    near, far = connectors
+    tunnel.edge.api("POST", "/_edge/settings", {"nearest": near})
+    answers = {tunnel.edge.visit(tunnel.name).json()["headers"]["Cf-Warp-Tag-Id"] for _number in range(10)}
+    assert answers == {near}
+    connectors[near].popen.kill()
+    eventually("the edge notices", lambda: len(tunnel.versions()) == 1)
+    assert tunnel.edge.visit(tunnel.name).json()["headers"]["Cf-Warp-Tag-Id"] == far
+    tunnel.edge.api("POST", "/_edge/settings", {"nearest": ""})
+
+
 def _load(tunnel: Tunnel, seconds: float, rate: float, target: str = "/") -> concurrent.futures.Future[list[int]]:
     """Visit in the background; the result is the statuses, 0 for a connection that broke."""
     pool = concurrent.futures.ThreadPoolExecutor(24)
@@ -286,6 +298,14 @@ def test_access_applications_let_nobody_in(tunnel: Tunnel, origin: int) -> None:
     policy = tunnel.edge.api("POST", f"{access}/policies", everyone)
     tunnel.edge.api("PUT", f"{access}/apps/{made['id']}", {**app, "policies": [policy["id"]]})
     assert tunnel.edge.visit(tunnel.name, "/admin/x").status == 200
+    services = {"name": "services", "decision": "non_identity", "include": [{"any_valid_service_token": {}}]}
+    policy = tunnel.edge.api("POST", f"{access}/policies", services)
+    tunnel.edge.api("PUT", f"{access}/apps/{made['id']}", {**app, "policies": [policy["id"]]})
+    tunnel.edge.api("POST", "/_edge/settings", {"service_tokens": {"robot": "word"}})
+    for secret, status in (("word", 200), ("other", 403)):
+        names = {"cf_access_client_id": "robot", "cf_access_client_secret": secret}
+        assert tunnel.edge.visit(tunnel.name, "/admin/x", **names).status == status
+    tunnel.edge.api("POST", "/_edge/settings", {"service_tokens": {}})
 
 
 def test_an_origin_is_let_go_when_its_visitor_leaves(tunnel: Tunnel, origin: int) -> None:

@@ -497,13 +497,35 @@ FLOWS = {
     "default-user-settings-flow": ("User settings", "stage_configuration", "require_authenticated"),
 }
 SCOPES = {
-    "goauthentik.io/providers/proxy/scope-proxy": ("Proxy outpost", "ak_proxy"),
-    "goauthentik.io/providers/oauth2/scope-openid": ("OpenID 'openid'", "openid"),
-    "goauthentik.io/providers/oauth2/scope-email": ("OpenID 'email'", "email"),
-    "goauthentik.io/providers/oauth2/scope-profile": ("OpenID 'profile'", "profile"),
-    "goauthentik.io/providers/oauth2/scope-offline_access": ("OpenID 'offline_access'", "offline_access"),
-    "goauthentik.io/providers/oauth2/scope-entitlements": ("Application Entitlements", "entitlements"),
-    "goauthentik.io/providers/oauth2/scope-authentik_api": ("authentik API access", "goauthentik.io/api"),
+    "goauthentik.io/providers/proxy/scope-proxy": ("Proxy outpost", "ak_proxy", "return {}"),
+    "goauthentik.io/providers/oauth2/scope-openid": ("OpenID 'openid'", "openid", "return {}"),
+    "goauthentik.io/providers/oauth2/scope-email": (
+        "OpenID 'email'",
+        "email",
+        'return {"email": request.user.email, "email_verified": False}',
+    ),
+    "goauthentik.io/providers/oauth2/scope-profile": (
+        "OpenID 'profile'",
+        "profile",
+        """return {
+    "name": request.user.name,
+    "given_name": request.user.name,
+    "preferred_username": request.user.username,
+    "nickname": request.user.username,
+    "groups": [group.name for group in request.user.groups.all()],
+}""",
+    ),
+    "goauthentik.io/providers/oauth2/scope-offline_access": (
+        "OpenID 'offline_access'",
+        "offline_access",
+        "return {}",
+    ),
+    "goauthentik.io/providers/oauth2/scope-entitlements": ("Application Entitlements", "entitlements", "return {}"),
+    "goauthentik.io/providers/oauth2/scope-authentik_api": (
+        "authentik API access",
+        "goauthentik.io/api",
+        "return {}",
+    ),
 }
 CERTIFICATE = "authentik Self-signed Certificate"
 OUTPOST_CONFIG: Json = {
@@ -575,10 +597,13 @@ class AuthentikApi:
     quirks: Quirks = field(default_factory=Quirks)
     random: random.Random = field(default_factory=lambda: random.Random(20261124))
     base_path: str = "/api/v3"
+    base_url: str = OUTPOST_CONFIG["authentik_host"]
 
     def __post_init__(self) -> None:
         if not self.store.rows("flows"):
-            self._install()
+            self.install_certificate()
+            self.install_accounts(ADMIN_TOKEN)
+            self.install_defaults()
 
     @property
     def version(self) -> tuple[int, int]:
@@ -594,18 +619,48 @@ class AuthentikApi:
     def secret(self, length: int) -> str:
         return "".join(self.random.choices(string.ascii_letters + string.digits, k=length))
 
-    def _install(self) -> None:
+    def install_certificate(self) -> None:
+        """Store what a server makes itself at its first start: the certificate and the embedded outpost."""
+        self.add_certificate(CERTIFICATE)
+        self.add("users", username="ak-outpost-embedded", name="ak-outpost-embedded", type="internal_service_account")
+        self.add(
+            "outposts",
+            name="authentik Embedded Outpost",
+            type="proxy",
+            providers=[],
+            config={**OUTPOST_CONFIG, "authentik_host": ""},
+            managed=EMBEDDED,
+        )
+
+    def install_accounts(self, token: str | None, email: str = "akadmin@example.test") -> None:
+        """Store what the bootstrap blueprint makes: the administrator, and its token where one is given."""
+        read_only = self.add("roles", name="authentik Read-only")
+        admins = self.add("groups", name="authentik Admins", is_superuser=True)
+        self.add("groups", name="authentik Read-only", roles=[read_only["pk"]])
+        self.add("users", username="AnonymousUser", name="AnonymousUser")
+        admin = self.add("users", username="akadmin", name="akadmin", email=email, groups=[admins["pk"]])
+        if token:
+            self.add(
+                "tokens",
+                identifier="authentik-bootstrap-token",
+                user=admin["pk"],
+                key=token,
+                intent="api",
+                expiring=False,
+            )
+
+    def install_defaults(self) -> None:
+        """Store what the other default blueprints make: flows, scope mappings, the brand, policies of stages."""
         for slug, (title, designation, authentication) in FLOWS.items():
             self.add_flow(slug, title, designation, authentication)
-        for managed, (name, scope) in SCOPES.items():
+        for managed, (name, scope, expression) in SCOPES.items():
             self.add(
                 "scope_mappings",
                 name=f"authentik default OAuth Mapping: {name}",
                 managed=managed,
                 scope_name=scope,
-                expression="return {}",
+                expression=expression,
             )
-        self.add_certificate(CERTIFICATE)
         flows = {row["slug"]: row["pk"] for row in self.store.rows("flows")}
         brand = self.uuid()
         self.store.put(
@@ -632,34 +687,12 @@ class AuthentikApi:
                 "attributes": {},
             },
         )
-        read_only = self.add("roles", name="authentik Read-only")
-        admins = self.add("groups", name="authentik Admins", is_superuser=True)
-        self.add("groups", name="authentik Read-only", roles=[read_only["pk"]])
-        for name in ("AnonymousUser", "ak-outpost-embedded", "akadmin"):
-            member = [admins["pk"]] if name == "akadmin" else []
-            kind = "internal_service_account" if name.startswith("ak-") else "internal"
-            self.add("users", username=name, name=name, email=f"{name}@example.test", groups=member, type=kind)
-        self.add(
-            "outposts",
-            name="authentik Embedded Outpost",
-            type="proxy",
-            providers=[],
-            config={**OUTPOST_CONFIG, "authentik_host": ""},
-            managed=EMBEDDED,
-        )
         self.add(
             "blueprints",
             name="Default - Brand",
             path="default/default-brand.yaml",
             status="successful",
             last_applied=NOW,
-        )
-        self.add(
-            "tokens",
-            identifier="authentik-bootstrap-token",
-            user=self.user("akadmin")["pk"],
-            key=ADMIN_TOKEN,
-            expiring=False,
         )
         # The installation binds policies to stages of its flows; they share the list with those of applications.
         for number in range(13):
@@ -770,7 +803,7 @@ class AuthentikApi:
         if special is None and (kind is None or "/" in rest):
             raise Refused(404, NOT_FOUND_PAGE)
         user = self._authenticate(request.headers)
-        if not self._is_superuser(user) and path != "core/users/me/":
+        if not self._may(user, method, path):
             raise Refused(403, {"detail": "You do not have permission to perform this action."})
         document = self._document(request)
         if special is not None:
@@ -808,6 +841,10 @@ class AuthentikApi:
                 assert user is not None
                 return user
         raise Refused(403, {"detail": "Token invalid/expired"})
+
+    def _may(self, user: Json, _method: str, path: str) -> bool:
+        """Tell whether a user may make a request."""
+        return self._is_superuser(user) or path == "core/users/me/"
 
     def _is_superuser(self, user: Json) -> bool:
         groups = [self.store.get("groups", pk) for pk in user["groups"]]
@@ -1411,7 +1448,7 @@ class AuthentikApi:
     def _get_setup_urls(self, *, key: str, **_kwargs: Any) -> Reply:
         head = self._provider_head("oauth2", self._lookup(_kind("oauth2"), key))
         slug = head["assigned_application_slug"]
-        base = OUTPOST_CONFIG["authentik_host"] + "application/o/"
+        base = f"{self.base_url}application/o/"
         own = f"{base}{slug}/" if slug else None
         urls = {
             "issuer": own,
@@ -1427,8 +1464,12 @@ class AuthentikApi:
         row = self._lookup(_kind("users"), key)
         if not document.get("password"):
             raise Refused(400, {"password": ["This field is required."]})
-        self.store.put("users", key, {**row, "password": document["password"]})
+        self.store.put("users", key, {**row, "password": self.kept_password(document["password"])})
         return Reply(204)
+
+    def kept_password(self, password: str) -> str:
+        """Return the form in which a password is kept."""
+        return password
 
     def _service_account(self, *, document: Json, **_kwargs: Any) -> Reply:
         name = document.get("name")
