@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue, _http, _sign_in
 from ansible_collections.kitestacks.homelab.tests.unit._authentik_runs import Lab, actions
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 ROLE = Path(__file__).resolve().parent.parent / "roles/authentik"
@@ -153,6 +153,7 @@ def _ours(lab: Lab) -> dict[str, Any]:
             for row in rows["applications"]
             if row["meta_publisher"] == "kitestacks"
         },
+        "providers": {row["name"] for row in providers.values() if row["name"].startswith("kitestacks-")},
         "outposts": {
             row["name"]: {providers[pk]["name"] for pk in row["providers"]}
             for row in rows["outposts"]
@@ -186,13 +187,23 @@ def _declared(drawn: dict[str, Any]) -> dict[str, Any]:
     used |= {group for sign_in, allowed, _ in drawn["services"].values() if sign_in != "public" for group in allowed}
     used |= {group for member in drawn["users"].values() for group in member}
     users = {name: (f"{name}@example.org", set(member)) for name, member in drawn["users"].items()}
-    outposts = {"authentik Embedded Outpost": {n for n, (kind, *_) in drawn["services"].items() if kind == "proxy"}}
+    outposts = {
+        "authentik Embedded Outpost": {
+            f"kitestacks-{name}" for name, (sign_in, *_) in drawn["services"].items() if sign_in == "proxy"
+        }
+    }
     if drawn["directory"]:
         who = {"kitestacks-admins", "kitestacks-users", "kitestacks-ldap-search"}
         applications["kitestacks-ldap"] = (who, ("dc=example,dc=org", ""))
         users["kitestacks-ldap-search"] = ("", set())
         outposts["kitestacks-ldap"] = {"kitestacks-ldap"}
+    providers = {
+        f"kitestacks-{name}" for name, (sign_in, *_) in drawn["services"].items() if sign_in in ("oidc", "proxy")
+    }
+    if drawn["directory"]:
+        providers.add("kitestacks-ldap")
     return {
+        "providers": providers,
         "groups": {name: name == "kitestacks-admins" for name in used},
         "users": users,
         "applications": applications,
@@ -200,7 +211,12 @@ def _declared(drawn: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(before=st.one_of(st.none(), homelabs), after=homelabs, version=st.sampled_from(VERSIONS), cut=st.integers(0, 40))
 def test_the_server_ends_as_declared_whatever_it_held(
     before: dict[str, Any] | None, after: dict[str, Any], version: str, cut: int
@@ -260,11 +276,13 @@ def test_a_service_that_comes_and_goes_brings_and_takes_exactly_its_own() -> Non
         came, _ = reconcile(lab, _many(4))
         assert Counter(came) == Counter(
             [
-                ("OAuth2 provider", "s003", "created"),
+                ("OAuth2 provider", "kitestacks-s003", "created"),
                 ("application", "s003", "created"),
                 ("binding", "s003 kitestacks-admins", "created"),
                 ("binding", "s003 kitestacks-users", "created"),
             ]
         )
         went, _ = reconcile(lab, _many(3))
-        assert Counter(went) == Counter([("OAuth2 provider", "s003", "deleted"), ("application", "s003", "deleted")])
+        assert Counter(went) == Counter(
+            [("OAuth2 provider", "kitestacks-s003", "deleted"), ("application", "s003", "deleted")]
+        )

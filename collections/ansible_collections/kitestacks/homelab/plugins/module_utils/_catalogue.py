@@ -60,6 +60,8 @@ SUB_MODES = ("hashed_user_id", "user_id", "user_uuid", "user_username", "user_em
 """What can tell a service who somebody is (`sso.sub_mode`); Authentik's own choice is the first."""
 CLIENT_SECRET = "_oidc_client_secret"  # noqa: S105 - the end of a name
 """After the name of a service with sign_in oidc: the variable of its client secret, one of its secrets."""
+OBJECT_PREFIX = "kitestacks-"
+"""How the names of our objects in Authentik begin that cannot say whose they are."""
 ADMIN_GROUP = "kitestacks-admins"
 USER_GROUP = "kitestacks-users"
 EMAIL_VERIFIED_MAPPING = "kitestacks-email-verified"
@@ -316,6 +318,7 @@ def oidc_applications(catalogue: Catalogue, client_secrets: Mapping[str, str] | 
         if service["sign_in"] == "oidc":
             email = EMAIL_VERIFIED_MAPPING if sso.get("email_verified") else "email"
             row["provider"] = {
+                "name": OBJECT_PREFIX + service["name"],
                 "type": "oauth2",
                 "client_id": service["name"],
                 "redirect_uris": [{"url": url + path} for path in sso["redirect_paths"]],
@@ -327,6 +330,7 @@ def oidc_applications(catalogue: Catalogue, client_secrets: Mapping[str, str] | 
                 row["provider"]["client_secret"] = client_secrets[service["name"]]
         elif service["sign_in"] == "proxy":
             row["provider"] = {
+                "name": OBJECT_PREFIX + service["name"],
                 "type": "proxy",
                 "mode": "proxy",
                 "external_host": url,

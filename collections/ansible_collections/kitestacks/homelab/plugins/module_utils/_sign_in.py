@@ -11,6 +11,7 @@ from typing import Any
 from ansible_collections.kitestacks.homelab.plugins.module_utils._catalogue import (
     ADMIN_GROUP,
     EMAIL_VERIFIED_MAPPING,
+    OBJECT_PREFIX,
     USER_GROUP,
     Catalogue,
     oidc_applications,
@@ -19,10 +20,8 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils._catalogue impo
 
 OWNER = "kitestacks"
 """What our objects say that they belong to."""
-PREFIX = "kitestacks-"
-"""How the names of those begin that cannot say it."""
-DIRECTORY = f"{PREFIX}ldap"
-SEARCH_ACCOUNT = f"{PREFIX}ldap-search"
+DIRECTORY = f"{OBJECT_PREFIX}ldap"
+SEARCH_ACCOUNT = f"{OBJECT_PREFIX}ldap-search"
 """The service account, and the role of the right, with which a service searches the directory."""
 
 # True for addresses that the inventory gave: nobody but us can change what `managed_by` says.
@@ -53,7 +52,8 @@ def sign_in_objects(  # noqa: PLR0917 - a filter
     people: Rows = [{"groups": [USER_GROUP], **user, "type": "internal"} for user in users]
     names = {*sign_in_groups(catalogue), *groups, *(name for person in people for name in person["groups"])}
     applications = oidc_applications(catalogue, client_secrets)
-    proxied = [row["slug"] for row in applications if row.get("provider", {}).get("type") == "proxy"]
+    providers = [row["provider"] for row in applications if "provider" in row]
+    proxied = [provider["name"] for provider in providers if provider["type"] == "proxy"]
     outposts: Rows = [{"embedded": True, "providers": proxied, "config": {"authentik_host": url}}]
     if directory is not None:
         people.append(_search_account(directory["search_password"]))

@@ -135,6 +135,7 @@ def test_an_application_with_its_provider() -> None:
             "meta_launch_url": "https://wiki.example.org",
             "groups": ["kitestacks-admins", "kitestacks-users"],
             "provider": {
+                "name": "kitestacks-wiki",
                 "type": "oauth2",
                 "client_id": "wiki",
                 "client_secret": "hidden",
@@ -189,6 +190,7 @@ def test_a_service_behind_the_proxy() -> None:
     wiki = {**WIKI, "sign_in": "proxy", "sso": {"unauthenticated_paths": ["/api/push/", "/a.b"]}}
     (row,) = _catalogue.oidc_applications(_catalogue.build({"wiki": wiki}, GROUPS, "example.org"))
     assert row["provider"] == {
+        "name": "kitestacks-wiki",
         "type": "proxy",
         "mode": "proxy",
         "external_host": "https://wiki.example.org",
