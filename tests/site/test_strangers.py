@@ -44,7 +44,7 @@ def test_the_owners_device_reaches_ssh_over_the_tailnet_and_nothing_else(homelab
     for host, address in owner.items():
         code, output = _guest("nc", "-z", "-w", "5", address, "22")
         assert code == 0, f"{host}: {output}"
-        for port in (8080, 8081, 8404, 9100, 5432, 2375):
+        for port in (8080, 8081, 8083, 8404, 9100, 5432, 2375):
             code, output = _guest("nc", "-z", "-w", "2", address, str(port))
             assert code != 0, f"{host}:{port} answered"
     log = machines.run_on("monk", "journalctl", "-u", "tailscaled", "--no-pager", "-n", "400")
@@ -56,6 +56,7 @@ def test_the_owners_device_reaches_ssh_over_the_tailnet_and_nothing_else(homelab
     [
         ("monk", "kscloud1", 8081, True),
         ("kscloud1", "monk", 8081, True),
+        ("kscloud1", "monk", 8083, True),
         ("monk", "kscloud1", 22, True),
         ("kscloud1", "monk", 22, False),
         ("monk", "kscloud1", 8404, False),

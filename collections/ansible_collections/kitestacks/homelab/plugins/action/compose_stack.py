@@ -5,24 +5,16 @@
 
 from __future__ import annotations
 
-import datetime
 import fnmatch
 import os
-import platform
-import pwd
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleError
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.converters import to_bytes
-from ansible.parsing.vault import is_encrypted_file
-from ansible.plugins.action import ActionBase
-from ansible.template import trust_as_template
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import (
     ARGUMENT_SPEC,
     COMPOSE_FILE,
@@ -30,16 +22,14 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import
     Payload,
     StackDirectory,
     StackError,
-    StackFile,
     check_name,
     clean_path,
-    parse_mode,
 )
+from ansible_collections.kitestacks.homelab.plugins.module_utils._files import FileError, HostFile, parse_mode
+from ansible_collections.kitestacks.homelab.plugins.plugin_utils._files import FilesActionBase, is_vaulted
 
 _CONTROLLER_OPTIONS = ("templates", "files", "exclude", "secrets", "directories")
 _NEVER_DEPLOYED = ("*~", "*.swp", ".gitkeep", ".DS_Store")
-# What ansible.builtin.template gives its environment by default.
-_TEMPLATE_OVERRIDES = {"trim_blocks": True, "lstrip_blocks": False, "newline_sequence": "\n"}
 
 
 class _ComposeLoader(yaml.SafeLoader):
@@ -49,36 +39,19 @@ class _ComposeLoader(yaml.SafeLoader):
 _ComposeLoader.add_multi_constructor("!", lambda _loader, _suffix, _node: None)
 
 
-class ActionModule(ActionBase):
+class ActionModule(FilesActionBase):
     """Runs the module of the same name with the rendered stack as one opaque argument."""
-
-    _supports_check_mode = True
-    _supports_async = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result; raise AnsibleActionFail for mistakes before any transfer."""
         super().run(tmp, task_vars)
-        arguments = self._validated()
+        arguments = self._validated(ARGUMENT_SPEC)
         try:
             payload = self._payload(arguments, task_vars or {})
-        except StackError as error:
+        except FileError as error:
             raise AnsibleActionFail(f"{arguments['name']}: {error}") from error
         module_arguments = {key: value for key, value in arguments.items() if key not in _CONTROLLER_OPTIONS}
-        result: dict[str, Any] = self._execute_module(
-            module_name="kitestacks.homelab.compose_stack",
-            module_args={**module_arguments, "_payload": payload.pack()},
-            task_vars=task_vars,
-        )
-        if "invocation" in result:
-            result["invocation"]["module_args"].pop("_payload", None)
-        return result
-
-    def _validated(self) -> dict[str, Any]:
-        """Return the task's options, checked and with defaults."""
-        found = ArgumentSpecValidator(ARGUMENT_SPEC).validate(dict(self._task.args))
-        if found.error_messages:
-            raise AnsibleActionFail("; ".join(found.error_messages), obj=self._task.args)
-        return dict(found.validated_parameters)
+        return self._send("kitestacks.homelab.compose_stack", module_arguments, payload.pack(), task_vars)
 
     def _payload(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> Payload:
         """Collect, check and render all that the stack consists of."""
@@ -131,55 +104,27 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 raise StackError(f"{kind}: there is no '{entry['src']}' in {folder}.") from error
 
-    def _file(
-        self, kind: str, entry: dict[str, Any], arguments: dict[str, Any], task_vars: dict[str, Any]
-    ) -> StackFile:
+    def _file(self, kind: str, entry: dict[str, Any], arguments: dict[str, Any], task_vars: dict[str, Any]) -> HostFile:
         """Return one template or file as it shall be on the host."""
         source, place = entry["src"], entry["path"]
         rendered = kind == "templates" and place.suffix == ".j2"
         if entry["dest"] is None and (source.startswith("/") or ".." in Path(source).parts):
             raise StackError(f"{kind}: '{source}' is not below {kind}/, so it needs a 'dest'.")
         dest = clean_path(entry["dest"] or (source[: -len(".j2")] if rendered else source), f"{kind}: dest")
-        secret = entry["secret"] or is_encrypted_file_path(place)
-        if entry.get("mode") is not None:
-            mode = parse_mode(entry["mode"], f"{kind}: {source}")
-        elif secret:
-            mode = 0o400
-        else:
-            mode = 0o755 if place.stat().st_mode & 0o100 else 0o644
+        secret = entry["secret"] or is_vaulted(place)
+        mode = self._mode(entry.get("mode"), f"{kind}: {source}", secret, place)
         if rendered:
-            content = self._render(
-                source, place, Path(arguments["project_directory"], arguments["name"], dest), task_vars
-            )
+            target = Path(arguments["project_directory"], arguments["name"], dest)
+            content = self._render(source, place, target, task_vars)
         else:
-            real = self._loader.get_real_file(str(place))  # decrypted, if it must be
-            content = Path(real).read_bytes()
-            self._loader.cleanup_tmp_file(real)
-        return StackFile(dest, content, mode, entry.get("owner"), entry.get("group"), secret)
+            content = self._read(place)
+        return HostFile(dest, content, mode, entry.get("owner"), entry.get("group"), secret)
 
-    def _render(self, source: str, place: Path, dest: Path, task_vars: dict[str, Any]) -> bytes:
-        """Render a template as ansible.builtin.template would."""
-        search = [*task_vars.get("ansible_search_path", []), self._loader.get_basedir(), str(place.parent)]
-        variables = {**task_vars, **_template_variables(source, place, dest, "ansible_managed" in task_vars)}
-        templar = self._templar.copy_with_new_env(
-            searchpath=[folder for path in search for folder in (f"{path}/templates", path)],
-            available_variables=variables,
-        )
-        try:
-            text = templar.template(
-                trust_as_template(self._loader.get_text_file_contents(str(place))),
-                escape_backslashes=False,
-                overrides=_TEMPLATE_OVERRIDES,
-            )
-        except AnsibleError as error:
-            raise AnsibleActionFail(f"The template '{source}' cannot be rendered.") from error
-        return b"" if text is None else to_bytes(text, nonstring="simplerepr", errors="surrogate_or_strict")
-
-    def _secret(self, entry: dict[str, Any]) -> StackFile:
+    def _secret(self, entry: dict[str, Any]) -> HostFile:
         name = clean_path(entry["name"], "secrets: name")
         mode = parse_mode(entry["mode"], f"secrets: {name}")
         content = to_bytes(str(entry["content"]), errors="surrogate_or_strict")
-        return StackFile(f"{SECRETS_DIRECTORY}/{name}", content, mode, entry["owner"], entry["group"], secret=True)
+        return HostFile(f"{SECRETS_DIRECTORY}/{name}", content, mode, entry["owner"], entry["group"], secret=True)
 
     def _directory(self, entry: dict[str, Any]) -> StackDirectory:
         path = clean_path(entry["path"], "directories: path")
@@ -195,33 +140,6 @@ class ActionModule(ActionBase):
             if entry["signal"] not in signal.Signals.__members__:
                 raise StackError(f"reload: {entry['signal']!r} is no signal; it must be one like SIGHUP.")
             entry["files"] = sorted(clean_path(path, f"reload: {entry['service']}") for path in entry["files"])
-
-
-def is_encrypted_file_path(place: Path) -> bool:
-    """Return whether a file is encrypted with Ansible Vault."""
-    with place.open("rb") as stream:
-        return bool(is_encrypted_file(stream))
-
-
-def _template_variables(source: str, place: Path, dest: Path, keep_managed: bool) -> dict[str, Any]:
-    """Return the variables that templates have beside the task's: template_path and so on, ansible_managed."""
-    found = place.stat()
-    try:
-        owner: str | int = pwd.getpwuid(found.st_uid).pw_name
-    except KeyError:
-        owner = found.st_uid
-    variables: dict[str, Any] = {
-        "template_host": platform.node(),
-        "template_path": source,
-        "template_fullpath": str(place),
-        "template_destpath": str(dest),
-        "template_mtime": datetime.datetime.fromtimestamp(found.st_mtime),
-        "template_uid": owner,
-        "template_run_date": datetime.datetime.now(),
-    }
-    if not keep_managed:
-        variables["ansible_managed"] = str(constants.config.get_config_value("DEFAULT_MANAGED_STR"))
-    return variables
 
 
 def _service_names(content: bytes) -> tuple[str, ...]:

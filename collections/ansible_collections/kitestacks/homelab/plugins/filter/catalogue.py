@@ -14,6 +14,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "access_applications": _catalogue.access_applications,
             "dns_records": _catalogue.dns_records,
             "edge_backends": _catalogue.edge_backends,
             "oidc_applications": _catalogue.oidc_applications,

@@ -45,6 +45,7 @@ _SCHEMA: dict[str, Any] = {
     "failover": (str, "first"),
     "secrets": (list, ()),
     "sso": (dict, None),
+    "access": (dict, None),
 }
 
 # What `sso` may say, by how the service signs its users in.
@@ -67,6 +68,9 @@ USER_GROUP = "kitestacks-users"
 EMAIL_VERIFIED_MAPPING = "kitestacks-email-verified"
 """The scope mapping of a service that demands a verified address (`sso.email_verified`)."""
 IDENTITY_SERVICE = "authentik"
+
+# What `access` may say: rules of Cloudflare Access, as the module cloudflare_access takes them.
+_ACCESS = {"include", "require", "exclude", "session_duration"}
 
 EDGE_URL = "http://edge:8080"
 """Where the connector of the tunnel sends every public name: the edge of its own host."""
@@ -127,6 +131,9 @@ def _check(name: str, declaration: Any) -> list[str]:
         if value is not None and value not in choices:
             mistakes.append(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}")
     mistakes += _check_sso(where, declaration.get("sign_in"), declaration.get("sso") or {})
+    mistakes += access_mistakes(f"{where}: access", declaration.get("access"))
+    if declaration.get("access") and public is None:
+        mistakes.append(f"{where}: access is for a service with a public_name")
     mistakes += [
         f"{where}: secrets has {secret!r}; a secret is named like a variable of the role, {name}_<x>"
         for secret in declaration.get("secrets", ())
@@ -163,6 +170,26 @@ def _check_sso(where: str, sign_in: Any, sso: Mapping[str, Any]) -> list[str]:
                 for path in value
                 if not _PATH.fullmatch(path)
             ]
+    return mistakes
+
+
+def access_mistakes(where: str, access: Any) -> list[str]:
+    """Return what is wrong with the rules of Access for a service, a sentence each; None is none."""
+    if access is None:
+        return []
+    if not isinstance(access, Mapping):
+        return [f"{where} is {access!r}; it must be a mapping with {', '.join(sorted(_ACCESS))}"]
+    mistakes = [
+        f"{where}.{key} is not known{suggestion(str(key), sorted(_ACCESS))}" for key in access if key not in _ACCESS
+    ]
+    if not access.get("include"):
+        mistakes.append(f"{where}.include is missing; without it nobody would be let in")
+    mistakes += [
+        f"{where}.{key} is {access[key]!r}; it must be a list of rules, each like {{'email': 'ann@example.org'}}"
+        for key in ("include", "require", "exclude")
+        if key in access
+        and not (isinstance(access[key], list) and all(isinstance(rule, Mapping) for rule in access[key]))
+    ]
     return mistakes
 
 
@@ -293,6 +320,41 @@ def sign_in_groups(catalogue: Catalogue) -> list[str]:
 def _groups(service: Service) -> list[str]:
     """Return the groups that may use a service: the declared ones or else all users, and always the admins."""
     return sorted({ADMIN_GROUP, *((service["sso"] or {}).get("groups") or [USER_GROUP])})
+
+
+def access_applications(
+    catalogue: Catalogue, overrides: Mapping[str, Any] | None = None, prefix: str = ""
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what Cloudflare Access guards: `applications` and `policies`, one each per guarded service.
+
+    A service is guarded when it declares `access`, or `overrides` has an entry with its name, which then counts instead.
+    A policy whose rules speak of service tokens only asks nobody to sign in. Names begin with `prefix`.
+
+    Raises CatalogueError for an override that names no public service or cannot be used.
+    """
+    overrides = overrides or {}
+    public = {service["name"]: service for service in catalogue if service["hostname"]}
+    mistakes = [
+        f"cloudflare_access has {name!r}, which is no deployed service with a public name{suggestion(name, list(public))}"
+        for name in overrides
+        if name not in public
+    ]
+    for name, access in overrides.items():
+        mistakes += access_mistakes(f"cloudflare_access.{name}", access)
+    if mistakes:
+        raise CatalogueError(mistakes)
+    found: dict[str, list[dict[str, Any]]] = {"applications": [], "policies": []}
+    for name, service in public.items():
+        access = overrides.get(name, service["access"])
+        if not access:
+            continue
+        title = f"{prefix}{service['title']}"
+        robots = all(set(rule) <= {"service_token", "any_valid_service_token"} for rule in access["include"])
+        rules = {key: access[key] for key in ("include", "require", "exclude") if key in access}
+        found["policies"].append({"name": title, "decision": "non_identity" if robots else "allow", **rules})
+        duration = {"session_duration": access["session_duration"]} if "session_duration" in access else {}
+        found["applications"].append({"name": title, "domain": service["hostname"], "policies": [title], **duration})
+    return found
 
 
 def oidc_applications(catalogue: Catalogue, client_secrets: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

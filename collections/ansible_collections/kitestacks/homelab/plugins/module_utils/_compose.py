@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
 import re
-import zlib
 from typing import Any
+
+from ansible_collections.kitestacks.homelab.plugins.module_utils._files import FileError, HostFile, pack, unpack
 
 COMPOSE_FILE = "compose.yml"
 OVERRIDE_FILE = "compose.kitestacks.yml"
@@ -21,7 +20,6 @@ SECRETS_DIRECTORY = "secrets"
 RESERVED = (OVERRIDE_FILE, MANIFEST_FILE, PREVIOUS_DIRECTORY, STAGING_DIRECTORY)
 
 _PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_MODE = re.compile(r"0[0-7]{3,4}")
 
 _OWNERSHIP: dict[str, Any] = {"owner": {"type": "str"}, "group": {"type": "str"}, "mode": {"type": "str"}}
 _SOURCE: dict[str, Any] = {
@@ -79,24 +77,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-class StackError(Exception):
-    """A failure that the user can act upon; `details` are further keys of the task's result."""
-
-    def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.details = details
-
-
-@dataclasses.dataclass(frozen=True)
-class StackFile:
-    """One file as it shall be on the host. `path` is relative to the project directory; owner None: who runs us."""
-
-    path: str
-    content: bytes
-    mode: int
-    owner: str | None = None
-    group: str | None = None
-    secret: bool = False
+class StackError(FileError):
+    """A failure of a stack that the user can act upon."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,27 +93,26 @@ class StackDirectory:
 
 @dataclasses.dataclass(frozen=True)
 class Payload:
-    """All that the controller knows of a stack. `services` are the names in its compose file, as far as it can see."""
+    """All that the controller knows of a stack, its files' paths relative to the stack's folder.
 
-    files: tuple[StackFile, ...] = ()
+    services: the names in its compose file, as far as the controller can see.
+    """
+
+    files: tuple[HostFile, ...] = ()
     directories: tuple[StackDirectory, ...] = ()
     services: tuple[str, ...] = ()
 
     def pack(self) -> str:
-        """Return the payload as ASCII: one opaque string, so that no_log hides it without masking other output."""
-        document = dataclasses.asdict(self)
-        for file in document["files"]:
-            file["content"] = base64.b64encode(file["content"]).decode("ascii")
-        return base64.b64encode(zlib.compress(json.dumps(document).encode())).decode("ascii")
+        """Return the payload as one opaque string."""
+        directories = [dataclasses.asdict(directory) for directory in self.directories]
+        return pack(self.files, directories=directories, services=self.services)
 
     @classmethod
     def unpack(cls, packed: str) -> Payload:
         """Return the payload that `pack` made `packed` of."""
-        document = json.loads(zlib.decompress(base64.b64decode(packed)))
-        for file in document["files"]:
-            file["content"] = base64.b64decode(file["content"])
+        document = unpack(packed)
         return cls(
-            files=tuple(StackFile(**file) for file in document["files"]),
+            files=document["files"],
             directories=tuple(StackDirectory(**directory) for directory in document["directories"]),
             services=tuple(document["services"]),
         )
@@ -153,12 +134,3 @@ def clean_path(path: str, option: str) -> str:
     if parts[0] in RESERVED:
         raise StackError(f"{option}: '{path}' is a name that compose_stack keeps for itself; choose another.")
     return "/".join(parts)
-
-
-def parse_mode(mode: str, option: str) -> int:
-    """Return `mode` as a number; raise StackError unless it is octal with a leading zero."""
-    if not _MODE.fullmatch(mode):
-        raise StackError(
-            f"{option}: mode '{mode}' must be a quoted octal string with a leading zero, such as \"0640\"."
-        )
-    return int(mode, 8)

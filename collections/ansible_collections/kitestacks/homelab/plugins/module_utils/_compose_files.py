@@ -9,12 +9,10 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import grp
 import hashlib
 import hmac
 import json
 import os
-import pwd
 import secrets
 import shutil
 import stat
@@ -23,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.kitestacks.homelab.plugins.module_utils import _files
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import (
     MANIFEST_FILE,
     PREVIOUS_DIRECTORY,
@@ -30,8 +29,8 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import
     STAGING_DIRECTORY,
     StackDirectory,
     StackError,
-    StackFile,
 )
+from ansible_collections.kitestacks.homelab.plugins.module_utils._files import Change, HostFile
 
 PROJECT_MODE = (
     0o750  # keeps other users of the host out; container users come in through bind mounts, which root resolves
@@ -68,22 +67,10 @@ class Manifest:
         message = json.dumps(parts, sort_keys=True).encode()
         return hmac.new(bytes.fromhex(self.salt), message, hashlib.sha256).hexdigest()
 
-    def file_hash(self, file: StackFile) -> str:
+    def file_hash(self, file: HostFile) -> str:
         """Return the keyed hash of a file's content and attributes."""
         digest = hashlib.sha256(file.content).hexdigest()
         return self.keyed_hash(file.path, digest, file.mode, file.owner, file.group)
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """How one path differs from what it shall be. `before`: None when absent; `after`: None when to be deleted."""
-
-    path: str
-    before: bytes | None
-    after: bytes | None
-    before_attributes: str = ""
-    after_attributes: str = ""
-    secret: bool = False
 
 
 class Tree:
@@ -133,26 +120,24 @@ class Tree:
     def save_manifest(self, manifest: Manifest) -> None:
         """Write the manifest atomically: this is the one moment at which a run's step counts as done."""
         text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True) + "\n"
-        staged = self._stage(self.root / STAGING_DIRECTORY, StackFile(MANIFEST_FILE, text.encode(), 0o600))
+        staged = self._stage(self.root / STAGING_DIRECTORY, HostFile(MANIFEST_FILE, text.encode(), 0o600))
         staged.replace(self.root / MANIFEST_FILE)
-        self._sync()
+        _files.sync_directory(self.root)
 
-    def compare(self, files: Iterable[StackFile], manifest: Manifest) -> list[Change]:
+    def compare(self, files: Iterable[HostFile], manifest: Manifest) -> list[Change]:
         """Return what differs on disk from `files`, and the files of earlier runs that are no longer among them."""
         wanted = {file.path: file for file in files}
         changes = []
         for path, file in sorted(wanted.items()):
-            secret = file.secret or manifest.files.get(path, {}).get("secret", False)
-            before = self.read(path)
-            attributes = self._attributes(path) if before is not None else ""
-            expected = self._describe(file.mode, file.owner, file.group)
-            if before != file.content or attributes != expected:
-                changes.append(Change(path, before, file.content, attributes, expected, secret))
+            change = _files.compare(self.root / path, file, self.strict)
+            if change is not None:
+                secret = file.secret or manifest.files.get(path, {}).get("secret", False)
+                changes.append(dataclasses.replace(change, secret=secret))
         for path in sorted(set(manifest.files) - set(wanted)):
             before = self.read(path)
             if before is not None:
                 secret = manifest.files[path].get("secret", False)
-                changes.append(Change(path, before, None, self._attributes(path), "", secret))
+                changes.append(Change(path, before, None, _files.found_attributes(self.root / path), "", secret))
         return changes
 
     def compare_directories(self, directories: Iterable[StackDirectory]) -> list[Change]:
@@ -163,11 +148,11 @@ class Tree:
             if place.exists() and not place.is_dir():
                 raise StackError(f"{place} shall be a directory, but is a file. Move it away first.")
             found = place.stat() if place.is_dir() else None
-            before = "" if found is None else _attribute_text(found.st_mode, found.st_uid, found.st_gid)
+            before = "" if found is None else _files.attribute_text(found.st_mode, found.st_uid, found.st_gid)
             mode = directory.mode if directory.mode is not None else (stat.S_IMODE(found.st_mode) if found else 0o755)
             owner = str(found.st_uid) if directory.owner is None and found else directory.owner
             group = str(found.st_gid) if directory.group is None and found else directory.group
-            after = self._describe(mode, owner, group)
+            after = _files.wanted_attributes(mode, owner, group, self.strict)
             if before != after:
                 changes.append(Change(f"{directory.path}/", None, None, before, after))
         return changes
@@ -177,20 +162,20 @@ class Tree:
         for directory in (StackDirectory("", PROJECT_MODE), *directories):
             place = self.root / directory.path
             self._make_parents(place / "x")
-            uid = user_id(directory.owner) if directory.owner is not None else -1
-            gid = group_id(directory.group) if directory.group is not None else -1
+            uid = _files.user_id(directory.owner) if directory.owner is not None else -1
+            gid = _files.group_id(directory.group) if directory.group is not None else -1
             os.chown(place, uid, gid)
             if directory.mode is not None:
                 place.chmod(directory.mode)
 
-    def stage(self, files: Iterable[StackFile]) -> Path:
+    def stage(self, files: Iterable[HostFile]) -> Path:
         """Write `files` with owner and mode below `.staging/`: same file system, so a rename puts them in place."""
         self.clear_staging()
         for file in files:
             self._stage(self.root / STAGING_DIRECTORY, file)
         return self.root / STAGING_DIRECTORY
 
-    def stage_more(self, file: StackFile) -> None:
+    def stage_more(self, file: HostFile) -> None:
         """Write one more file below `.staging/`."""
         self._stage(self.root / STAGING_DIRECTORY, file)
 
@@ -210,7 +195,7 @@ class Tree:
             if place.is_dir() and not place.is_symlink():
                 _remove_dockers_directory(place)
             (self.root / STAGING_DIRECTORY / change.path).replace(place)
-        self._sync()
+        _files.sync_directory(self.root)
 
     def take_snapshot(self, manifest: Manifest, images: dict[str, str]) -> str:
         """Copy the deployed files below `.previous/` and return the copy's name. `images`: service -> image id."""
@@ -225,19 +210,19 @@ class Tree:
                 continue
             found = (self.root / path).stat()
             mode, owner, group = stat.S_IMODE(found.st_mode), str(found.st_uid), str(found.st_gid)
-            self._stage(place / "files", StackFile(path, content, mode, owner, group))
+            self._stage(place / "files", HostFile(path, content, mode, owner, group))
             saved[path] = {"mode": mode, "owner": owner, "group": group, "secret": entry.get("secret", False)}
         document = {"manifest": dataclasses.asdict(manifest), "images": images, "files": saved}
-        self._stage(place, StackFile("snapshot.json", json.dumps(document).encode(), 0o600))
+        self._stage(place, HostFile("snapshot.json", json.dumps(document).encode(), 0o600))
         return name
 
-    def read_snapshot(self, name: str) -> tuple[Manifest, dict[str, str], list[StackFile]] | None:
+    def read_snapshot(self, name: str) -> tuple[Manifest, dict[str, str], list[HostFile]] | None:
         """Return what `take_snapshot` kept, or None when it is gone."""
         place = self.root / PREVIOUS_DIRECTORY / name
         try:
             document = json.loads((place / "snapshot.json").read_text(encoding="utf-8"))
             files = [
-                StackFile(path, (place / "files" / path).read_bytes(), **e) for path, e in document["files"].items()
+                HostFile(path, (place / "files" / path).read_bytes(), **e) for path, e in document["files"].items()
             ]
         except FileNotFoundError:
             return None
@@ -274,43 +259,15 @@ class Tree:
             self.root.rmdir()  # data directories stay, and then so does the folder
 
     def read(self, path: str) -> bytes | None:
-        """Return a file's content, or None. A symlink or a special file reads as empty, so that it is replaced."""
-        place = self.root / path
-        try:
-            mode = place.lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if stat.S_ISDIR(mode):
-            return None
-        return place.read_bytes() if stat.S_ISREG(mode) else b""
+        """Return the content of the file at `path` below the project directory, or None."""
+        return _files.read(self.root / path)
 
-    def _attributes(self, path: str) -> str:
-        found = (self.root / path).lstat()
-        kind = "" if stat.S_ISREG(found.st_mode) else "not a regular file, "
-        return kind + _attribute_text(found.st_mode, found.st_uid, found.st_gid)
-
-    def _describe(self, mode: int, owner: str | None, group: str | None) -> str:
-        """Return mode, owner and group in the words of the diff."""
-        try:
-            return _attribute_text(mode, user_id(owner), group_id(group))
-        except StackError:
-            if self.strict:
-                raise
-            return f"mode 0{mode:03o}, owner {owner}, group {group}"
-
-    def _stage(self, place: Path, file: StackFile) -> Path:
+    def _stage(self, place: Path, file: HostFile) -> Path:
         """Write `file` below `place`, complete and on disk; return where."""
         target = place / file.path
         place.mkdir(exist_ok=True, mode=0o700)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(file.content)
-            stream.flush()
-            os.fchown(descriptor, user_id(file.owner), group_id(file.group))
-            os.fchmod(descriptor, file.mode)
-            os.fsync(descriptor)
+        _files.write(target, file)
         return target
 
     def _make_parents(self, place: Path) -> None:
@@ -340,45 +297,6 @@ class Tree:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
                     return
                 raise
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def user_id(owner: str | None) -> int:
-    """Return the numeric id of a user name or number (None: who runs us); raise StackError when there is none."""
-    if owner is None:
-        return os.geteuid()
-    if owner.isdigit():
-        return int(owner)
-    try:
-        return pwd.getpwnam(owner).pw_uid
-    except KeyError:
-        raise StackError(
-            f"owner: there is no user '{owner}' on the host; give a number for a user of a container."
-        ) from None
-
-
-def group_id(group: str | None) -> int:
-    """Return the numeric id of a group name or number (None: who runs us); raise StackError when there is none."""
-    if group is None:
-        return os.getegid()
-    if group.isdigit():
-        return int(group)
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise StackError(
-            f"group: there is no group '{group}' on the host; give a number for a group of a container."
-        ) from None
-
-
-def _attribute_text(mode: int, uid: int, gid: int) -> str:
-    return f"mode 0{stat.S_IMODE(mode):03o}, owner {uid}, group {gid}"
 
 
 def _remove_dockers_directory(place: Path) -> None:

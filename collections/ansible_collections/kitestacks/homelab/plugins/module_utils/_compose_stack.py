@@ -29,7 +29,6 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import
     STAGING_DIRECTORY,
     Payload,
     StackError,
-    StackFile,
 )
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_docker import (
     FILES_LABEL,
@@ -40,7 +39,14 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_docker
     DockerUnavailableError,
     Output,
 )
-from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_files import Change, Manifest, Tree
+from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_files import Manifest, Tree
+from ansible_collections.kitestacks.homelab.plugins.module_utils._files import (
+    REDACTED,
+    Change,
+    FileError,
+    HostFile,
+    diff_entry,
+)
 
 LOG_LINES = 20
 POLL_SECONDS = 0.5
@@ -54,8 +60,6 @@ GRACE_SECONDS = 120
 # Shorter words of a secret file are no secrets, and redacting them would make a log unreadable.
 SHORTEST_SECRET = 4
 STACK_FILES = (COMPOSE_FILE, OVERRIDE_FILE)
-REDACTED = "<redacted>"
-REDACTED_CHANGED = "<redacted, changed>"
 UNTOUCHED = "Nothing was changed."
 # Keys that don't fit a one-off container in the network of another one.
 NOT_FOR_CHECK = [
@@ -137,7 +141,7 @@ class Stack:
         self.tree = Tree(Path(options.project_directory) / options.name, strict=not check_mode)
         self.docker = Docker(options.name, str(self.tree.root))
         self.manifest = Manifest(salt="")
-        self.files: list[StackFile] = []
+        self.files: list[HostFile] = []
         self.services: dict[str, Service] = {}
         self.changes: list[Change] = []
         self.actions: list[Action] = []
@@ -489,7 +493,7 @@ class Stack:
                 **{key: value for key, value in model.items() if key != "networks"},
                 "services": {name: service},
             }
-            self.tree.stage_more(StackFile(".check.json", json.dumps(document).encode(), 0o600))
+            self.tree.stage_more(HostFile(".check.json", json.dumps(document).encode(), 0o600))
             output = self.docker.compose(
                 "run", "--rm", "--no-deps", "-T", name, directory=staging, files=[".check.json"], timeout=GRACE_SECONDS
             )
@@ -720,7 +724,7 @@ class Stack:
                 self._restore(*snapshot)
                 restored = True
                 message += "\nThe previous version is serving again."
-            except StackError as second:
+            except FileError as second:
                 message += f"\nThe previous version could not be brought back either: {second}"
         elif snapshot:
             message += "\nThe new version is left in place for you to look at (rollback is off)."
@@ -731,7 +735,7 @@ class Stack:
             message += "\nIts files are the declared ones, so there is nothing to go back to: it is left as it is."
         raise StackError(message, **failure.details, changed=True, rolled_back=restored) from failure
 
-    def _restore(self, old: Manifest, images: dict[str, str], files: Sequence[StackFile]) -> None:
+    def _restore(self, old: Manifest, images: dict[str, str], files: Sequence[HostFile]) -> None:
         """Put `files` back and bring the previous version up, by image id where its tag now means another image."""
         self.options.reload = old.reload
         services = {name: Service(**entry) for name, entry in old.services.items()}
@@ -784,25 +788,7 @@ class Stack:
     def _diff(self, change: Change) -> dict[str, str]:
         """Return one entry of the diff, without secrets."""
         place = str(self.tree.root / change.path) if change.path != "/" else f"{self.tree.root}/"
-        entry = {"before_header": place, "after_header": place, "before": "", "after": ""}
-        if change.before is not None or change.after is not None:
-            entry["before"] = self._shown(change.before, change.secret, REDACTED)
-            entry["after"] = self._shown(
-                change.after, change.secret, REDACTED_CHANGED if change.before != change.after else REDACTED
-            )
-        if change.before_attributes != change.after_attributes and change.before == change.after:
-            entry["before"], entry["after"] = f"{change.before_attributes}\n", f"{change.after_attributes}\n"
-        return entry
-
-    def _shown(self, content: bytes | None, secret: bool, redacted: str) -> str:
-        if content is None:
-            return ""
-        if secret:
-            return f"{redacted}\n"
-        try:
-            return self.scrub(content.decode())
-        except UnicodeDecodeError:
-            return f"<{len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}>\n"
+        return diff_entry(change, place, self.scrub)
 
     def _result(self, changed: bool, files: list[str], diff: list[dict[str, str]]) -> dict[str, Any]:
         if self.actions:
@@ -818,7 +804,7 @@ class Stack:
         }
 
 
-def _override(services: dict[str, Service], images: dict[str, str] | None = None) -> StackFile:
+def _override(services: dict[str, Service], images: dict[str, str] | None = None) -> HostFile:
     """Return the compose file of our own: labels that make compose recreate exactly the services whose files changed.
 
     `images` pins services to image ids: only after a failed update that had moved the tag.
@@ -833,7 +819,7 @@ def _override(services: dict[str, Service], images: dict[str, str] | None = None
         }
     }
     text = f"# Written by compose_stack: docker compose -f {COMPOSE_FILE} -f {OVERRIDE_FILE} ...\n"
-    return StackFile(OVERRIDE_FILE, (text + json.dumps(document, indent=2) + "\n").encode(), 0o644)
+    return HostFile(OVERRIDE_FILE, (text + json.dumps(document, indent=2) + "\n").encode(), 0o644)
 
 
 def _mounts(service: dict[str, Any], model: dict[str, Any], place: str) -> tuple[dict[str, str], dict[str, Any]]:

@@ -282,8 +282,13 @@ def reconcile(module: AnsibleModule, api: _cloudflare.Cloudflare) -> dict[str, t
         desired["originRequest"] = origin_request(params["origin_request"])
     account = api.account_id(params["account_id"])
     found = api.tunnels(account, name=params["tunnel"])
-    if not found:
+    if not found and not module.check_mode:
         raise PlanError(f"tunnel: there is no tunnel {params['tunnel']}")
+    if not found:
+        module.warn(f"there is no tunnel {params['tunnel']} yet: it would have to be made first")
+        action = compare(CONFIGURATION, desired, None)
+        action.key = params["tunnel"]
+        return {**run(module, api, [action], list, relist=lambda _kind: []), "tunnel_id": None, "version": 0}
     tunnel = found[0]
     if tunnel.get("config_src") == "local":
         raise PlanError(f"tunnel: {params['tunnel']} is configured locally (config_src local), the API cannot do it")

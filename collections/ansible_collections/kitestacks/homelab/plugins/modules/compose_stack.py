@@ -319,8 +319,9 @@ rolled_back:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import ARGUMENT_SPEC, Payload, StackError
+from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import ARGUMENT_SPEC, Payload
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_stack import Options, Stack
+from ansible_collections.kitestacks.homelab.plugins.module_utils._files import FileError
 
 
 def main() -> None:
@@ -339,7 +340,7 @@ def main() -> None:
     )
     try:
         result = stack.run()
-    except StackError as error:
+    except FileError as error:
         module.fail_json(msg=stack.scrub(str(error)), docker_commands=stack.docker.commands, **error.details)
     module.exit_json(**result)
 

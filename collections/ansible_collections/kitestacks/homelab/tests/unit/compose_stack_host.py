@@ -19,10 +19,9 @@ from ansible_collections.kitestacks.homelab.plugins.module_utils import _compose
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import (
     Payload,
     StackDirectory,
-    StackError,
-    StackFile,
 )
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_docker import Docker, Output
+from ansible_collections.kitestacks.homelab.plugins.module_utils._files import FileError, HostFile
 from ansible_collections.kitestacks.homelab.tests.unit import compose_stack_fake_docker
 
 FAKE = Path(compose_stack_fake_docker.__file__)
@@ -56,7 +55,7 @@ class Declared:
     state: str = "present"
     services: dict[str, Any] | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    more_files: tuple[StackFile, ...] = ()
+    more_files: tuple[HostFile, ...] = ()
     directories: tuple[StackDirectory, ...] = (StackDirectory("data", 0o750, "1000", "1000"),)
 
     def compose(self) -> dict[str, Any]:
@@ -77,11 +76,11 @@ class Declared:
         if self.state == "absent":
             return Payload()
         files = (
-            StackFile("compose.yml", json.dumps(self.compose(), indent=1).encode(), 0o644),
-            StackFile("page.html", self.page.encode(), 0o644),
-            StackFile("secrets/token", self.secret.encode(), 0o400, "99", secret=True),
-            StackFile("app.env", self.environment.encode(), 0o400, secret=True),
-            StackFile("config/app.conf", self.config.encode(), 0o644),
+            HostFile("compose.yml", json.dumps(self.compose(), indent=1).encode(), 0o644),
+            HostFile("page.html", self.page.encode(), 0o644),
+            HostFile("secrets/token", self.secret.encode(), 0o400, "99", secret=True),
+            HostFile("app.env", self.environment.encode(), 0o400, secret=True),
+            HostFile("config/app.conf", self.config.encode(), 0o644),
             *self.more_files,
         )
         return Payload(files, self.directories, tuple(self.compose()["services"]))
@@ -175,11 +174,11 @@ class Host:
     def run(self, declared: Declared, check: bool = False) -> dict[str, Any]:
         return self.stack(declared, check).run()
 
-    def fail(self, declared: Declared, check: bool = False) -> StackError:
+    def fail(self, declared: Declared, check: bool = False) -> FileError:
         stack = self.stack(declared, check)
         try:
             stack.run()
-        except StackError as error:
+        except FileError as error:
             return error
         raise AssertionError("the run should have failed")
 
@@ -200,7 +199,7 @@ class Host:
             sys.addaudithook(hook)
             try:
                 self.run(declared)
-            except StackError:
+            except FileError:
                 os._exit(1)
             except BaseException:
                 os._exit(2)

@@ -12,8 +12,9 @@ import subprocess
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import Payload, StackDirectory, StackFile
+from ansible_collections.kitestacks.homelab.plugins.module_utils._compose import Payload, StackDirectory
 from ansible_collections.kitestacks.homelab.plugins.module_utils._compose_docker import Docker
+from ansible_collections.kitestacks.homelab.plugins.module_utils._files import HostFile
 from ansible_collections.kitestacks.homelab.plugins.modules import compose_stack
 from ansible_collections.kitestacks.homelab.tests.unit.compose_stack_host import RELOAD, Declared, Host
 
@@ -100,7 +101,7 @@ def test_only_the_service_that_mounts_a_changed_file_is_recreated(host):
     def declared(text):
         return Declared(
             services=services,
-            more_files=(StackFile("one.txt", text, 0o644), StackFile("two.txt", b"same", 0o644)),
+            more_files=(HostFile("one.txt", text, 0o644), HostFile("two.txt", b"same", 0o644)),
         )
 
     host.run(declared(b"first"))
@@ -108,7 +109,7 @@ def test_only_the_service_that_mounts_a_changed_file_is_recreated(host):
 
 
 def test_a_file_that_no_service_reads_changes_without_any_container(deployed):
-    wanted = Declared(more_files=(StackFile("README.md", b"hello", 0o644),))
+    wanted = Declared(more_files=(HostFile("README.md", b"hello", 0o644),))
     result = deployed.run(wanted)
     assert (result["changed"], result["actions"], result["files"]) == (True, [], ["README.md"])
     gone = deployed.run(Declared())
@@ -201,7 +202,7 @@ def test_an_empty_directory_that_docker_made_in_the_place_of_a_file_is_replaced(
 
 @pytest.mark.parametrize("image", ["app:sick", "app:crash"])
 def test_a_version_that_does_not_serve_is_taken_back(deployed, image):
-    bad = Declared(image=image, secret="the-second-secret", page="page two", more_files=(StackFile("new", b"", 0o600),))
+    bad = Declared(image=image, secret="the-second-secret", page="page two", more_files=(HostFile("new", b"", 0o600),))
     before = deployed.files()
     deployed.change(logs="\n".join([*(f"line {n}" for n in range(30)), "cannot use the-second-secret"]))
     error = deployed.fail(bad)
@@ -403,7 +404,7 @@ def test_absent_where_nothing_ever_was(host, purge):
 
 def test_check_mode_on_a_blank_host(host, monkeypatch):
     monkeypatch.setenv("PATH", str(host.root))
-    wanted = Declared(more_files=(StackFile("x", b"", 0o644, "user_of_a_later_role"),))
+    wanted = Declared(more_files=(HostFile("x", b"", 0o644, "user_of_a_later_role"),))
     result = host.run(wanted, check=True)
     assert result["changed"]
     assert actions(result) == [("web", "created")]
@@ -446,7 +447,7 @@ def test_build_is_refused(host):
 
 
 def test_an_unknown_owner_is_named_before_anything_is_written(host):
-    error = host.fail(Declared(more_files=(StackFile("x", b"", 0o644, "nobody_here"),)))
+    error = host.fail(Declared(more_files=(HostFile("x", b"", 0o644, "nobody_here"),)))
     assert "no user 'nobody_here'" in str(error)
     assert host.world["containers"] == []
     assert "compose.yml" not in host.files()
@@ -531,7 +532,7 @@ def test_old_secrets_do_not_stay_in_the_snapshot(deployed):
 
 def test_payload_survives_its_transfer():
     payload = Payload(
-        (StackFile("a", bytes(range(256)), 0o600, "1", None, True),), (StackDirectory("d", None, "x", None),), ("web",)
+        (HostFile("a", bytes(range(256)), 0o600, "1", None, True),), (StackDirectory("d", None, "x", None),), ("web",)
     )
     assert Payload.unpack(payload.pack()) == payload
 
