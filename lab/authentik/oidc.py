@@ -67,8 +67,12 @@ class Provider:
     def of_application(cls, visit: Visit, slug: str) -> Provider | None:
         """Find the provider of an application."""
         application = next((row for row in visit.api.store.rows("applications") if row["slug"] == slug), None)
-        row = visit.api.store.get("oauth2", str(application["provider"])) if application else None
-        return cls(visit, row, application) if row else None
+        if application is None or application["provider"] is None:
+            return None
+        kind, row = visit.api.provider(application["provider"])
+        if kind == "ldap":
+            return None
+        return cls(visit, _as_oauth2(row) if kind == "proxy" else row, application)
 
     @property
     def issuer(self) -> str:
@@ -258,7 +262,7 @@ def jwks(visit: Visit, slug: str) -> Response:
 # -- authorize -------------------------------------------------------------------------------------------------------
 
 
-def authorize(visit: Visit) -> Response:
+def authorize(visit: Visit) -> Response:  # noqa: PLR0911 - a table of cases
     """Answer /application/o/authorize/."""
     query = visit.request.args
     if not query:

@@ -146,9 +146,12 @@ class Site:
                 self._ask_redis()
             with database.connect(self.configuration) as connection:
                 visit = Visit(request, self.configuration, connection)
-                response = proxy.answer(visit) or self._route(visit)
-                visit.store_session(response)
-            return response
+                found = proxy.answer(visit) or self._route(visit)
+                if isinstance(found, Response):
+                    visit.store_session(found)
+            return found if isinstance(found, Response) else found.send()
+        except ConnectionAbortedError:
+            raise
         except Exception as error:  # as Django does, and with its answers
             level = logging.WARNING if isinstance(error, psycopg.Error) else logging.ERROR
             log.log(level, "%s %s: %s", request.method, request.path, str(error).strip(), exc_info=level > 30)
