@@ -6,12 +6,12 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
-import urllib.parse
 from collections.abc import Sequence
 
-from lab import engine, faults, images, machines, settings, status
-from lab.shell import LabError, run
+from lab import certificates, engine, faults, images, machines, settings, status
+from lab.shell import LabError
 
 
 def _up(arguments: argparse.Namespace, _rest: Sequence[str]) -> int:
@@ -88,14 +88,11 @@ def _heal(_arguments: argparse.Namespace, _rest: Sequence[str]) -> int:
 
 
 def _curl(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    url = urllib.parse.urlsplit(arguments.url if "//" in arguments.url else f"https://{arguments.url}")
-    inner = urllib.parse.urlunsplit(("http", "127.0.0.1:8080", url.path or "/", url.query, ""))
-    done = run(
-        *("docker", "exec", arguments.via, "curl", "-sS", "-H", f"Host: {url.hostname}", *rest, inner), check=False
-    )
-    sys.stdout.write(done.stdout)
-    sys.stderr.write(done.stderr)
-    return done.returncode
+    url = arguments.url if "//" in arguments.url else f"https://{arguments.url}"
+    way = ["--cacert", str(certificates.CA), "--connect-to", f"::{settings.CLOUDFLARE.address}:443"]
+    if arguments.via:
+        way += ["--header", f"X-Lab-Connector: {machines.address(arguments.via)}"]
+    return subprocess.run(["curl", "--silent", "--show-error", *way, *rest, url], check=False).returncode
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     heal = commands.add_parser("heal", help="mend every fault")
     heal.set_defaults(run=_heal)
 
-    curl = commands.add_parser("curl", help="a request to a public name, through the edge of a host")
-    curl.add_argument("--via", default=settings.HOSTS[0].name, metavar="HOST", help="whose edge (default: %(default)s)")
+    curl = commands.add_parser("curl", help="a request to a public name, as a visitor makes it, with options of curl")
+    curl.add_argument("--via", default="", metavar="HOST", help="whose connector takes it (default: any)")
     curl.add_argument("url")
     curl.set_defaults(run=_curl)
     return parser

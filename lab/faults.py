@@ -52,6 +52,17 @@ def stop_container(host: str, container: str) -> None:
     _on(host, "docker", "stop", container)
 
 
+def kill_container(host: str, container: str) -> None:
+    """Kill a container's main process; docker starts it again only where the process, not a person, ended it."""
+    pid = _on(host, "docker", "inspect", "--format", "{{.State.Pid}}", container).strip()
+    _on(host, "kill", "-9", pid)
+
+
+def freeze_container(host: str, container: str) -> None:
+    """Freeze a container: it takes connections and does not answer."""
+    _on(host, "docker", "pause", container)
+
+
 FAULTS: dict[str, Callable[..., None]] = {
     "power-off": power_off,
     "stop": stop,
@@ -59,6 +70,8 @@ FAULTS: dict[str, Callable[..., None]] = {
     "reboot": reboot,
     "cut-tailnet": cut_tailnet,
     "stop-container": stop_container,
+    "kill-container": kill_container,
+    "freeze-container": freeze_container,
 }
 
 
@@ -81,6 +94,9 @@ def heal() -> None:
         machines.ensure_hosts()
         for host in settings.HOSTS:
             _on(host.name, "nft", "delete", "table", "inet", _TABLE, check=False)
+            frozen = _on(host.name, "docker", "ps", "--quiet", "--filter", "status=paused", check=False).split()
+            if frozen:
+                _on(host.name, "docker", "unpause", *frozen)
             stopped = _on(host.name, "docker", "ps", "--quiet", "--filter", "status=exited", check=False).split()
             if stopped:
                 _on(host.name, "docker", "start", *stopped)

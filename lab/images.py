@@ -55,13 +55,16 @@ class Reference:
 
 
 def references() -> list[Reference]:
-    """Return every image that a role names, from the pairs `<x>_image` and `<x>_version` of its defaults.
+    """Return every image that a role names in its defaults, as `<x>_image` and `<x>_version`; the tests' roles too.
 
     What the lab's inventory says about them counts, as it does for the roles.
     """
     found = []
     inventory = yaml.safe_load((settings.ROOT / "inventories/lab/group_vars/all/main.yml").read_text())
-    for defaults in sorted(settings.ROOT.glob("roles/*/defaults/main.yml")):
+    roles = [*settings.ROOT.glob("roles/*"), *settings.ROOT.glob("tests/site/*/roles/*")]
+    for defaults in sorted(role / "defaults" / "main.yml" for role in roles):
+        if not defaults.exists():
+            continue
         values = yaml.safe_load(defaults.read_text()) or {}
         values |= {name: value for name, value in inventory.items() if name in values}
         found += [

@@ -236,15 +236,19 @@ def ensure_hosts() -> None:
     _KNOWN_HOSTS.write_text("".join(keys))
 
 
+def address(host: str) -> str:
+    """Return a host's address on the lab's network; LabError for an unknown host."""
+    for machine in settings.HOSTS:
+        if machine.name == host:
+            return machine.address
+    raise LabError(f"there is no host {host!r}; there are {', '.join(machine.name for machine in settings.HOSTS)}")
+
+
 def ssh_command(host: str) -> list[str]:
     """Return the words of an ssh command to a host of the lab."""
-    address = next((machine.address for machine in settings.HOSTS if machine.name == host), None)
-    if address is None:
-        known = ", ".join(machine.name for machine in settings.HOSTS)
-        raise LabError(f"there is no host {host!r}; there are {known}")
     return [
         *("ssh", "-i", str(_SSH_KEY), "-o", f"UserKnownHostsFile={_KNOWN_HOSTS}", "-o", "IdentitiesOnly=yes"),
-        f"{settings.SSH_USER}@{address}",
+        f"{settings.SSH_USER}@{address(host)}",
     ]
 
 

@@ -105,11 +105,15 @@ class _Progress:
         self._lines = []
 
 
-def play(playbook: str, *options: str, show: str = "tasks", inventory: Path = INVENTORY) -> Run:
+def play(
+    playbook: str, *options: str, show: str = "tasks", inventory: Path = INVENTORY, more: Path | None = None
+) -> Run:
     """Run a playbook (a path below the checkout) against the lab.
 
-    `show`: "tasks" prints a line per task, "output" what ansible-playbook prints, "nothing" nothing.
+    `show`: "tasks" prints a line per task, "output" what ansible-playbook prints, "nothing" nothing. `more` is a folder
+    with roles and an inventory.yml that are used besides the project's own.
     """
+    extra = {} if more is None else {"ANSIBLE_ROLES_PATH": f"{settings.ROOT}/roles:{more}/roles"}
     _RUNNER.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(
         _RUNNER / "env", ignore_errors=True
@@ -122,7 +126,7 @@ def play(playbook: str, *options: str, show: str = "tasks", inventory: Path = IN
         private_data_dir=str(_RUNNER),
         project_dir=str(settings.ROOT),
         playbook=playbook,
-        inventory=str(inventory),
+        inventory=[str(inventory), *([] if more is None else [str(more / "inventory.yml")])],
         cmdline=" ".join(options) or None,
         ident=identity,
         quiet=True,
@@ -132,6 +136,7 @@ def play(playbook: str, *options: str, show: str = "tasks", inventory: Path = IN
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "ANSIBLE_DEPRECATION_WARNINGS": "true",
             "_ANSIBLE_TEMPLAR_UNTRUSTED_TEMPLATE_BEHAVIOR": "error",
+            **extra,
         },
     )
     output = (_RUNNER / "artifacts" / identity / "stdout").read_text()

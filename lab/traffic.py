@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import http.client
+import json
 import socket
+import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from lab import machines
+from lab import certificates, machines, settings
 from lab.shell import LabError
 
 
@@ -52,11 +57,58 @@ def edge(host: str) -> Iterator[int]:
 
 
 def request(port: int, hostname: str, path: str = "/", method: str = "GET", timeout: float = 10) -> Answer:
-    """Make one request on a connection of its own."""
+    """Ask the edge behind a port of `edge`, on a connection of its own."""
+    return _answer(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout), hostname, path, method, {})
+
+
+class _Visitor(http.client.HTTPSConnection):
+    """A connection to the lab's Cloudflare, which is where every public name leads."""
+
+    def connect(self) -> None:
+        """Connect to the edge, whatever the name."""
+        plain = socket.create_connection((settings.CLOUDFLARE.address, 443), self.timeout)
+        self.sock = _trust().wrap_socket(plain, server_hostname=self.host)
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificates.CA))
+
+
+def visit(hostname: str, path: str = "/", method: str = "GET", timeout: float = 10, via: str = "") -> Answer:
+    """Ask for a public name as a visitor does, on a connection of its own.
+
+    `via` is the host whose connector shall take the request; "" leaves the choice to Cloudflare.
+    """
+    headers = {"X-Lab-Connector": machines.address(via)} if via else {}
+    return _answer(_Visitor(hostname, timeout=timeout), hostname, path, method, headers)
+
+
+def websocket(hostname: str, path: str = "/", via: str = "") -> ssl.SSLSocket:
+    """Open a WebSocket to a public name; what is sent and received are its bytes as they are."""
+    connection = _Visitor(hostname, timeout=10)
+    connection.connect()
+    pinned = f"X-Lab-Connector: {machines.address(via)}\r\n" if via else ""
+    head = f"GET {path} HTTP/1.1\r\nHost: {hostname}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{pinned}"
+    stream: ssl.SSLSocket = connection.sock
+    stream.sendall(f"{head}Sec-WebSocket-Key: a2l0ZXN0YWNrcy1sYWIhIQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        data = stream.recv(1)
+        if not data:
+            raise LabError(f"{hostname} closed the connection instead of opening a WebSocket: {answer!r}")
+        answer += data
+    if not answer.startswith(b"HTTP/1.1 101"):
+        raise LabError(f"{hostname} does not open a WebSocket: {answer.splitlines()[0]!r}")
+    return stream
+
+
+def _answer(
+    connection: http.client.HTTPConnection, hostname: str, path: str, method: str, headers: Mapping[str, str]
+) -> Answer:
     begin = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
-        connection.request(method, path, headers={"Host": hostname, "Connection": "close"})
+        connection.request(method, path, headers={"Host": hostname, "Connection": "close", **headers})
         response = connection.getresponse()
         body = response.read().decode(errors="replace")
         return Answer(begin, time.monotonic() - begin, response.status, response.headers.get("X-Served-By", ""), body)
@@ -66,13 +118,13 @@ def request(port: int, hostname: str, path: str = "/", method: str = "GET", time
         connection.close()
 
 
-def steady(port: int, hostname: str, count: int, rate: float, path: str = "/") -> Sequence[Answer]:
-    """Make `count` requests, `rate` a second whatever the answers take, and return them in the order they were made."""
+def steady(ask: Callable[[], Answer], count: int, rate: float) -> Sequence[Answer]:
+    """Ask `count` times, `rate` a second whatever the answers take; return the answers in the order of asking."""
     answers: list[Answer | None] = [None] * count
     begin = time.monotonic()
 
     def one(index: int) -> None:
-        answers[index] = request(port, hostname, path)
+        answers[index] = ask()
 
     threads = []
     for index in range(count):
@@ -83,3 +135,37 @@ def steady(port: int, hostname: str, count: int, rate: float, path: str = "/") -
     for thread in threads:
         thread.join()
     return [answer for answer in answers if answer is not None]
+
+
+def during(
+    ask: Callable[[], Answer], what: Callable[[], None], *, count: int, rate: float = 20, after: float = 2
+) -> tuple[Sequence[Answer], float]:
+    """Ask steadily, and do `what` when `after` seconds have passed; return the answers and the moment it was begun."""
+    moment = [0.0]
+
+    def act() -> None:
+        time.sleep(after)
+        moment[0] = time.monotonic()
+        what()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        acting = pool.submit(act)
+        answers = steady(ask, count, rate)
+        acting.result()  # what went wrong in it is not lost
+    return answers, moment[0]
+
+
+def cloudflare(method: str, path: str, body: Any = None) -> Any:
+    """Call the lab's Cloudflare: its API below /client/v4, its own controls below /_edge and /_control."""
+    connection = _Visitor("api.cloudflare.com", timeout=30)
+    try:
+        token = machines.CLOUDFLARE_TOKEN.read_text().strip()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        document = json.loads(answer.read() or b"null")
+    finally:
+        connection.close()
+    if answer.status >= 400:
+        raise LabError(f"{method} {path}: {answer.status} {document}")
+    return document

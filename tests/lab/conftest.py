@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
+from lab.whoami import Handler
 
 ROOT = Path(__file__).resolve().parents[2]
 ZONE = "kitestacks.test"
@@ -36,79 +37,10 @@ def eventually(what: str, check: Callable[[], Any], timeout: float = 20.0) -> An
     return value
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_arguments: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        if self.headers.get("Upgrade", "").lower() == "websocket":
-            self._echo()
-        elif url.path == "/stream":
-            self._stream(int(query["n"]), float(query["gap"]))
-        else:
-            time.sleep(float(query.get("sleep", 0)))
-            self._reply({"path": self.path, "headers": dict(self.headers.items())})
-
-    do_HEAD = do_GET  # noqa: N815 - the base class wants this name
-
-    def do_POST(self) -> None:
-        size, left = 0, int(self.headers.get("Content-Length", -1))
-        while left:
-            if left < 0:
-                part = int(self.rfile.readline(), 16)
-                data = self.rfile.read(part)
-                self.rfile.readline()
-                left = -1 if part else 0
-            else:
-                data = self.rfile.read(min(left, 1 << 16))
-                left -= len(data)
-            size += len(data)
-        self._reply({"size": size})
-
-    def _reply(self, document: dict[str, Any]) -> None:
-        body = json.dumps(document).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Set-Cookie", "a=1")
-        self.send_header("Set-Cookie", "b=2")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _stream(self, count: int, gap: float) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        try:
-            for number in range(count):
-                text = f"data: {number}\n\n".encode()
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(text), text))
-                time.sleep(gap)
-            self.wfile.write(b"0\r\n\r\n")
-        except OSError:
-            self.close_connection = True  # the visitor left
-
-    def _echo(self) -> None:
-        self.send_response(101)
-        for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", "x")):
-            self.send_header(name, value)
-        self.end_headers()
-        while data := self.connection.recv(1 << 16):
-            self.connection.sendall(data)
-        self.close_connection = True
-
-
 @pytest.fixture(scope="session")
 def origin() -> Iterator[int]:
     """Port of an origin."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield server.server_address[1]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Sequence
+from functools import partial
 
 import jmespath
 import pytest
@@ -39,33 +37,20 @@ def test_the_status_says_so(homelab: None) -> None:
     words = ["bin/lab", "status", "--json"]
     status = json.loads(subprocess.run(words, cwd=settings.ROOT, check=True, capture_output=True, text=True).stdout)
     assert jmespath.search("hosts[].[name, state]", status) == [[host, "running"] for host in HOSTS]
-    assert jmespath.search("hosts[].services[].name | sort(@)", status) == ["edge", "edge", "portal", "portal"]
+    assert jmespath.search("hosts[].services[].name | sort(@)", status) == sorted(
+        ["cloudflared", "edge", "edge-spare", "portal"] * 2
+    )
     assert jmespath.search("hosts[].services[?health != 'healthy'][].name", status) == []
     assert all(address.startswith("100.") for address in jmespath.search("hosts[].tailnet", status))
-
-
-def _during(
-    port: int, count: int, rate: float, after: float, what: Callable[[], None]
-) -> tuple[Sequence[traffic.Answer], float]:
-    """Make requests, and do `what` when `after` seconds have passed; return the answers and the moment it was done."""
-    moment = [0.0]
-
-    def act() -> None:
-        moment[0] = time.monotonic()
-        what()
-
-    timer = threading.Timer(after, act)
-    timer.start()
-    answers = traffic.steady(port, WWW, count, rate)
-    timer.join()
-    return answers, moment[0]
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_stopped_portal_is_served_from_the_other_host(homelab: None, host: str) -> None:
     eventually(lambda: _sees_both_copies(host), 20, f"{host}'s edge sees both copies")
     with traffic.edge(host) as port:
-        answers, moment = _during(port, 300, 20, 2, lambda: faults.stop_container(host, "portal"))
+        answers, moment = traffic.during(
+            partial(traffic.request, port, WWW), lambda: faults.stop_container(host, "portal"), count=320
+        )
     within = [answer for answer in answers if answer.begin < moment + 3]
     later = [answer for answer in answers if answer.begin >= moment + 3]
     assert len(later) >= 200
@@ -83,7 +68,7 @@ def test_each_host_serves_its_own_when_the_tailnet_is_cut(homelab: None) -> None
     faults.cut_tailnet("monk")
     for host in HOSTS:
         with traffic.edge(host) as port:
-            answers = traffic.steady(port, WWW, 60, 20)
+            answers = traffic.steady(partial(traffic.request, port, WWW), 60, 20)
         assert {(answer.status, answer.server) for answer in answers} == {(200, host)}
     faults.heal()
     for host in HOSTS:

@@ -132,8 +132,6 @@ def _check(name: str, declaration: Any) -> list[str]:
             mistakes.append(f"{where}: {key} is {value!r}; it must be one of {', '.join(choices)}")
     mistakes += _check_sso(where, declaration.get("sign_in"), declaration.get("sso") or {})
     mistakes += access_mistakes(f"{where}: access", declaration.get("access"))
-    if declaration.get("access") and public is None:
-        mistakes.append(f"{where}: access is for a service with a public_name")
     mistakes += [
         f"{where}: secrets has {secret!r}; a secret is named like a variable of the role, {name}_<x>"
         for secret in declaration.get("secrets", ())
@@ -327,7 +325,7 @@ def access_applications(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what Cloudflare Access guards: `applications` and `policies`, one each per guarded service.
 
-    A service is guarded when it declares `access`, or `overrides` has an entry with its name, which then counts instead.
+    A service is guarded when it declares `access`, or `overrides` names it: what stands there counts instead.
     A policy whose rules speak of service tokens only asks nobody to sign in. Names begin with `prefix`.
 
     Raises CatalogueError for an override that names no public service or cannot be used.
@@ -335,7 +333,7 @@ def access_applications(
     overrides = overrides or {}
     public = {service["name"]: service for service in catalogue if service["hostname"]}
     mistakes = [
-        f"cloudflare_access has {name!r}, which is no deployed service with a public name{suggestion(name, list(public))}"
+        f"cloudflare_access: {name!r} is no deployed service with a public name{suggestion(name, list(public))}"
         for name in overrides
         if name not in public
     ]
