@@ -1,4 +1,4 @@
-"""A headless Chromium (Debian's package) and the way that it takes to the homelab: TLS in front of one host's edge."""
+"""A headless Chromium (Debian's package), for which the lab's Cloudflare is the internet."""
 
 from __future__ import annotations
 
@@ -7,58 +7,17 @@ import itertools
 import json
 import os
 import shutil
-import socket
-import ssl
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab import certificates, settings, traffic
+from lab import certificates, settings
 
 ARTIFACTS = settings.ROOT / ".artifacts"
-
-
-@contextmanager
-def front(host: str) -> Iterator[int]:
-    """Yield a loopback port that speaks TLS for every public name, and hands on to the edge of a host."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificates.FOLDER / "server.crt", certificates.FOLDER / "server.key")
-    with traffic.edge(host) as edge, socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    visitor, _address = listener.accept()
-                except OSError:
-                    return
-                threading.Thread(target=_join, args=(context, visitor, edge), daemon=True).start()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
-
-
-def _join(context: ssl.SSLContext, visitor: socket.socket, edge: int) -> None:
-    try:
-        with context.wrap_socket(visitor, server_side=True) as outer:
-            inner = socket.create_connection(("127.0.0.1", edge))
-            threading.Thread(target=_copy, args=(inner, outer), daemon=True).start()
-            _copy(outer, inner)
-    except OSError:
-        return  # a browser opens connections that it never uses
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    try:
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
-    except OSError:
-        return
 
 
 class Browser:
@@ -138,8 +97,8 @@ class Browser:
 
 
 @contextmanager
-def browser(port: int) -> Iterator[Browser]:
-    """Yield a browser with no memory, for which every public name of the homelab leads to a port of this machine."""
+def browser() -> Iterator[Browser]:
+    """Yield a browser with no memory, which reaches the homelab's public names and nothing else."""
     program = shutil.which("chromium")
     assert program, "chromium is not installed: bin/setup packages chromium"
     to_us, from_it = os.pipe(), os.pipe()
@@ -147,7 +106,7 @@ def browser(port: int) -> Iterator[Browser]:
         words = [
             *(program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             *("--remote-debugging-pipe", f"--user-data-dir={profile}", "--window-size=1100,800"),
-            f"--host-resolver-rules=MAP *.{settings.DOMAIN}:443 127.0.0.1:{port}, MAP * ~NOTFOUND",
+            f"--host-resolver-rules=MAP *.{settings.DOMAIN} {settings.CLOUDFLARE.address}, MAP * ~NOTFOUND",
             # Trusts the lab's certificate, and no other that it would not have trusted before.
             f"--ignore-certificate-errors-spki-list={_pin()}",
             "about:blank",
@@ -167,6 +126,7 @@ def browser(port: int) -> Iterator[Browser]:
 
 def _pin() -> str:
     certificate = certificates.FOLDER / "server.crt"
-    pipeline = f"openssl x509 -in {certificate} -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary"
+    key = f"openssl x509 -in {certificate} -noout -pubkey | openssl pkey -pubin -outform der"
+    pipeline = f"{key} | openssl dgst -sha256 -binary"
     digest = subprocess.run(["bash", "-c", pipeline], check=True, capture_output=True).stdout
     return base64.b64encode(digest).decode()
