@@ -6,6 +6,7 @@ import http.client
 import logging
 import os
 import sys
+from pathlib import Path
 
 from lab.authentik import passwords
 from lab.authentik.configuration import MODE_FILE, STAND_IN, Configuration, Mistake
@@ -14,14 +15,16 @@ log = logging.getLogger("authentik")
 
 
 def _healthy(configuration: Configuration) -> bool:
-    """Ask what runs in this container for its health, as the image's HEALTHCHECK does."""
+    """Tell whether what runs in this container does: a server answers, a worker is a process."""
     if not MODE_FILE.exists():
         return False
+    mode, pid = MODE_FILE.read_text().split()
+    if mode == "worker":
+        return Path("/proc", pid).exists()
     host, port = configuration.listen("HTTP", 9000)
-    path = "/-/health/live/" if MODE_FILE.read_text() == "server" else "/-/health/ready/"
     connection = http.client.HTTPConnection("127.0.0.1" if host in ("0.0.0.0", "::") else host, port, timeout=10)  # noqa: S104
     try:
-        connection.request("HEAD", path)
+        connection.request("HEAD", "/-/health/live/")
         return connection.getresponse().status == 200
     except OSError:
         return False

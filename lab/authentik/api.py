@@ -70,6 +70,12 @@ class Api(AuthentikApi):
         """Tell whether a user may sign in to an application."""
         return bool(user["is_active"]) and self._may_use(application, user)
 
+    def is_app_password(self, user: Json, key: str) -> bool:
+        """Tell whether a key is an app password of a user: with one he signs in as with his own."""
+        tokens = self.store.rows("tokens")
+        mine = [row["key"] for row in tokens if row["intent"] == "app_password" and row["user"] == user["pk"]]
+        return any(secrets.compare_digest(own.encode(), key.encode()) for own in mine)
+
     def groups(self, user: Json, *, inherited: bool = False) -> list[Json]:
         """Return the groups of a user, with the parents of them and theirs if wanted."""
         found: dict[str, Json] = {}

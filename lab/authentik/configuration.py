@@ -91,7 +91,11 @@ class Configuration:
     @property
     def needs_redis(self) -> bool:
         """Whether this release still keeps cache and sessions in Redis."""
-        return MAJORS.index(self.major) < MAJORS.index("2025.10")
+        return not self.at_least("2025.10")
+
+    def at_least(self, major: str) -> bool:
+        """Tell whether this release is that one or a later one."""
+        return self.major not in MAJORS or MAJORS.index(self.major) >= MAJORS.index(major)
 
     def database(self) -> dict[str, Any]:
         """Return the arguments for psycopg.connect as they are now.
@@ -136,15 +140,16 @@ class Configuration:
         Raises:
             Mistake: it is not ADDRESS:PORT.
         """
-        raw = self.value(f"LISTEN__{name}", f"0.0.0.0:{port}")
+        everywhere = "[::]" if self.at_least("2026.5") else "0.0.0.0"  # noqa: S104 - as upstream
+        raw = self.value(f"LISTEN__{name}", f"{everywhere}:{port}")
         host, _colon, number = raw.rpartition(":")
         if not number.isdecimal():
             raise Mistake(f"AUTHENTIK_LISTEN__{name} is {raw!r}; it has to be ADDRESS:PORT")
-        return host.strip("[]") or "0.0.0.0", int(number)  # noqa: S104 - as upstream
+        return host.strip("[]") or everywhere.strip("[]"), int(number)
 
     def trusts(self, address: str) -> bool:
         """Tell whether X-Forwarded-* of a peer count."""
-        peer = ipaddress.ip_address(address)
+        peer = ipaddress.ip_address(address.removeprefix("::ffff:"))
         cidrs = self.value("LISTEN__TRUSTED_PROXY_CIDRS", _TRUSTED)
         networks = [ipaddress.ip_network(cidr.strip(), strict=False) for cidr in cidrs.split(",") if cidr.strip()]
         return any(peer in network for network in networks)
@@ -159,7 +164,7 @@ class Configuration:
         found = {name.lower(): self.environment.get(f"AUTHENTIK_BOOTSTRAP_{name}", "") for name in names}
         if found["password"] and found["password_hash"]:
             raise Mistake("AUTHENTIK_BOOTSTRAP_PASSWORD and AUTHENTIK_BOOTSTRAP_PASSWORD_HASH exclude each other")
-        if found["password_hash"] and MAJORS.index(self.major) < MAJORS.index("2026.5"):
+        if found["password_hash"] and not self.at_least("2026.5"):
             raise Mistake(
                 f"Authentik {self.version} does not know AUTHENTIK_BOOTSTRAP_PASSWORD_HASH: it came with 2026.5"
             )

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
@@ -70,14 +70,13 @@ def show(visit: Visit, slug: str) -> Response:
 def start(visit: Visit, slug: str, **context: Any) -> None:
     """Begin a flow in the session of a visitor, before he is sent to its page."""
     stages = _stages(visit, _flow(visit, slug), restored=bool(context.get("restored")))
-    visit.session.set("plan", {"flow": slug, "stages": stages, **context})
+    visit.session.set("plan", {"flow": slug, "stages": stages, "fields": _fields(visit, slug), **context})
 
 
 def next_url(query: Json) -> str:
     """Return where a flow leads to at its end; never to another site."""
     wanted = str(query.get("next", ""))
-    url = urlsplit(wanted)
-    return wanted if wanted.startswith("/") and not url.scheme and not url.netloc else _HOME
+    return wanted if wanted.startswith("/") and not wanted.startswith(("//", "/\\")) else _HOME
 
 
 def _flow(visit: Visit, slug: str) -> Json:
@@ -124,6 +123,29 @@ def _stages(visit: Visit, flow: Json, *, restored: bool = False) -> list[str]:
         "authorization": ["end"],
     }
     return kinds.get(flow["designation"], [])
+
+
+def _fields(visit: Visit, slug: str) -> list[Json]:
+    """Return what the prompt stages of a flow ask for."""
+    store = visit.api.store
+    flow = _flow(visit, slug)
+    bound = [row["stage"] for row in store.rows("flow_bindings") if row["target"] == flow["pk"]]
+    asked = [pk for stage in store.rows("stages") if stage["pk"] in bound for pk in stage.get("fields", [])]
+    rows = sorted((row for row in store.rows("prompts") if row["pk"] in asked), key=lambda row: row.get("order", 0))
+    return [
+        {
+            "field_key": row["field_key"],
+            "label": row.get("label", row["field_key"]),
+            "type": row["type"],
+            "required": row.get("required", True),
+            "placeholder": row.get("placeholder", ""),
+            "initial_value": "",
+            "order": row.get("order", 0),
+            "sub_text": row.get("sub_text", ""),
+            "choices": None,
+        }
+        for row in rows
+    ]
 
 
 def _execute(step: Step, flow: Json) -> Response:
@@ -190,37 +212,26 @@ def _password(step: Step) -> Json:
 
 
 def _authenticated(step: Step, answer: Json) -> None:
-    user = step.pending_user
-    if user is None or not user["is_active"] or not passwords.check(str(answer.get("password", "")), user["password"]):
+    user, password = step.pending_user, str(answer.get("password", ""))
+    if user is None or not user["is_active"]:
+        raise Invalid("password", "Invalid password")
+    if not passwords.check(password, user["password"]) and not step.visit.api.is_app_password(user, password):
         raise Invalid("password", "Invalid password")
 
 
-def _prompt(_step: Step) -> Json:
-    names = {"password": "Password", "password_repeat": "Password (repeat)"}
-    fields = [
-        {
-            "field_key": key,
-            "label": label,
-            "type": "password",
-            "required": True,
-            "placeholder": label,
-            "initial_value": "",
-            "order": order,
-            "sub_text": "",
-            "choices": None,
-        }
-        for order, (key, label) in enumerate(names.items())
-    ]
-    return {"component": "ak-stage-prompt", "fields": fields}
+def _prompt(step: Step) -> Json:
+    return {"component": "ak-stage-prompt", "fields": step.plan["fields"]}
 
 
 def _prompted(step: Step, answer: Json) -> None:
-    password = str(answer.get("password", ""))
-    if not password:
-        raise Invalid("password", "This field may not be blank.", "blank")
-    if password != answer.get("password_repeat"):
+    for entry in step.plan["fields"]:
+        if entry["required"] and not answer.get(entry["field_key"]):
+            raise Invalid(entry["field_key"], "This field may not be blank.", "blank")
+    typed = {answer.get(entry["field_key"]) for entry in step.plan["fields"] if entry["type"] == "password"}
+    if len(typed) > 1:
         raise Invalid("non_field_errors", "Passwords don't match.")
-    step.plan["password"] = passwords.make(password)
+    if "password" in answer:
+        step.plan["password"] = passwords.make(str(answer["password"]))
 
 
 def _consent(step: Step) -> Json:
@@ -260,7 +271,7 @@ def _grant(step: Step) -> None:
 
 def _logout(step: Step) -> None:
     plan = step.visit.session.data["plan"]
-    step.visit.session.end(step.visit.connection)
+    step.visit.session.end()
     step.visit.session.set("plan", plan)
 
 

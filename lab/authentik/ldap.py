@@ -11,6 +11,8 @@ import http.server
 import json
 import logging
 import os
+import signal
+import socket
 import socketserver
 import ssl
 import sys
@@ -453,6 +455,7 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def __init__(self, address: tuple[str, int], directories: list[Directory]) -> None:
         self.directories = directories
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
 
 
@@ -509,12 +512,14 @@ def main(arguments: list[str]) -> int:
         if arguments == ["healthcheck"]:
             return _health(metrics[1])
         log.warning("%s %s, LDAP outpost", STAND_IN, configuration.version)
+        # In a container this is process 1, which no signal ends that it does not handle.
+        signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(0))
         directories = connect(Server.of(dict(os.environ)), configuration.version)
         listener = Listener(configuration.listen("LDAP", 3389), directories)
     except Mistake as mistake:
         log.error("%s", mistake)
         return 1
-    health = http.server.ThreadingHTTPServer(metrics, Health)
+    health = http.server.ThreadingHTTPServer((metrics[0].replace("::", "0.0.0.0"), metrics[1]), Health)  # noqa: S104
     threading.Thread(target=health.serve_forever, daemon=True).start()
     log.info("listening on %s for %s", listener.server_address, [directory.base for directory in directories])
     listener.serve_forever()

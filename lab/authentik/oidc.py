@@ -278,12 +278,13 @@ def authorize(visit: Visit) -> Response:  # noqa: PLR0911 - a table of cases
     wrong = _wrong_request(provider, prompts)
     if wrong:
         return _back(uri, {"error": wrong, "error_description": _AUTHORIZE[wrong], "state": query.get("state", "")})
-    if visit.user is None or _has_to_sign_in_again(visit, prompts):
+    if _has_to_sign_in_again(visit, prompts) or visit.user is None:
         return _to_sign_in(visit)
     if provider.application is None or not visit.api.may_use(provider.application, visit.user):
         log.info("user %s may not use %s", visit.user["username"], provider.row["name"])
         return pages.denied()
-    visit.session.data.pop("asked_again", None)
+    if "asked_at" in visit.session.data:
+        visit.session.set("asked_at", None)
     flow = visit.api.row("flows", provider.row["authorization_flow"])
     if flow["slug"].endswith("explicit-consent") or ("consent" in prompts and "none" not in prompts):
         if visit.session.data.get("consented") != visit.path:
@@ -308,12 +309,13 @@ def _wrong_request(provider: Provider, prompts: list[str]) -> str:
 
 
 def _has_to_sign_in_again(visit: Visit, prompts: list[str]) -> bool:
-    signed_in = int(visit.session.data.get("auth_time", 0))
+    session = visit.session
     oldest = visit.request.args.get("max_age", "")
-    if oldest.isdecimal() and time.time() - signed_in > int(oldest):
+    if oldest.isdecimal() and time.time() - session.data.get("auth_time", 0) > int(oldest):
         return True
-    if "login" in prompts and visit.session.data.get("asked_again", signed_in) == signed_in:
-        visit.session.set("asked_again", signed_in)
+    if "login" in prompts and session.data.get("asked_at", session.data.get("login")) == session.data.get("login"):
+        # Nobody, or somebody who signed in before this request: the next sign-in is another one, and is enough.
+        session.set("asked_at", session.data.get("login", ""))
         return True
     return False
 
@@ -484,10 +486,9 @@ def _client_credentials(provider: Provider, form: Any, secret: str) -> Json:
 
 
 def _by_app_password(provider: Provider, name: str, password: str) -> Json:
-    store = provider.visit.api.store
-    user = next((row for row in store.rows("users") if row["username"] == name), None)
-    tokens = [row for row in store.rows("tokens") if row["intent"] == "app_password" and row["key"] == password]
-    if user is None or not any(row["user"] == user["pk"] for row in tokens):
+    api = provider.visit.api
+    user = next((row for row in api.store.rows("users") if row["username"] == name), None)
+    if user is None or not api.is_app_password(user, password):
         raise TokenError("invalid_grant")
     return user
 

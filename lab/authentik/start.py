@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
 
-from lab.authentik import database, web, worker
+from lab.authentik import database, sessions, web, worker
 from lab.authentik.configuration import MODE_FILE, STAND_IN, Configuration
 
 log = logging.getLogger(__name__)
@@ -22,10 +24,13 @@ def start(configuration: Configuration, mode: str) -> None:
     configuration.check()
     if mode == "worker":
         configuration.bootstrap()
+    # In a container this is process 1, which no signal ends that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit(0))
     database.wait(configuration)
+    sessions.wait(configuration)
     database.migrate(configuration)
     worker.prepare(configuration)
-    MODE_FILE.write_text(mode)
+    MODE_FILE.write_text(f"{mode} {os.getpid()}")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_arguments: stop.set())

@@ -5,49 +5,21 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 from werkzeug.wrappers import Request, Response
 
+from lab.authentik import sessions
 from lab.authentik.api import Api
 from lab.authentik.configuration import Configuration
-from lab.authentik.database import Connection, Json, keep, kept, take
+from lab.authentik.database import Connection, Json
+from lab.authentik.sessions import Session
 
 SESSION_COOKIE = "authentik_session"
-_SESSION_SECONDS = 14 * 24 * 3600
-
-
-@dataclass
-class Session:
-    """What a browser is remembered by; stored when it was changed."""
-
-    key: str = field(default_factory=lambda: secrets.token_hex(16))
-    data: Json = field(default_factory=dict)
-    changed: bool = False
-    renewed: bool = False
-
-    def set(self, name: str, value: Any) -> None:
-        """Remember something; None forgets it."""
-        self.changed = True
-        if value is None:
-            self.data.pop(name, None)
-        else:
-            self.data[name] = value
-
-    def renew(self, connection: Connection) -> None:
-        """Go on under another key: whoever knew the old one does not know this one."""
-        take(connection, "session", self.key)
-        self.key, self.changed, self.renewed = secrets.token_hex(16), True, True
-
-    def end(self, connection: Connection) -> None:
-        """Forget everything."""
-        self.data = {}
-        self.renew(connection)
 
 
 @dataclass
@@ -82,13 +54,14 @@ class Visit:
     @cached_property
     def session(self) -> Session:
         """The session of the browser; a new one when it has none."""
+        store = sessions.store(self.configuration, self.connection)
         cookie = self.request.cookies.get(SESSION_COOKIE, "")
         try:
             key = str(jwt.decode(cookie, self._key, algorithms=["HS256"]).claims.get("sid", ""))
         except (JoseError, ValueError):
-            return Session()
-        data = kept(self.connection, "session", key)
-        return Session() if data is None else Session(key, data)
+            return Session(store)
+        data = store.get(key)
+        return Session(store) if data is None else Session(store, key, data)
 
     @cached_property
     def user(self) -> Json | None:
@@ -98,16 +71,17 @@ class Visit:
 
     def login(self, user: Json) -> None:
         """Sign a user in."""
-        self.session.renew(self.connection)
+        self.session.renew()
         self.session.set("user", user["pk"])
         self.session.set("auth_time", int(time.time()))
+        self.session.set("login", secrets.token_hex(8))
         self.user = user
 
     def store_session(self, response: Response) -> None:
         """Write the session, when it was changed, and tell the browser."""
         if "session" not in self.__dict__ or not self.session.changed:
             return
-        keep(self.connection, "session", self.session.key, self.session.data, _SESSION_SECONDS)
+        self.session.store.put(self.session.key, self.session.data)
         secure = self.base_url.startswith("https")
         claims = {"sid": self.session.key, "iss": "authentik", "authenticated": "user" in self.session.data}
         value = jwt.encode({"alg": "HS256"}, claims, self._key)

@@ -16,7 +16,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Request, Response
 
-from lab.authentik import database, flows, oidc, pages, proxy
+from lab.authentik import database, flows, oidc, pages, proxy, sessions
 from lab.authentik.configuration import STAND_IN, Configuration
 from lab.authentik.visit import Visit
 
@@ -136,14 +136,14 @@ class Site:
         self.requests += 1
         request = Request(environ)
         response = self.answer(request)
-        response.headers["X-Powered-By"] = STAND_IN
+        response.headers.setdefault("X-Powered-By", STAND_IN)  # a proxied application has its own word
         return response(environ, start_response)
 
     def answer(self, request: Request) -> Response:
         """Answer one request; what Authentik's own code raises is 500 for a GET, and an empty 405 for a write."""
         try:
             if self.configuration.needs_redis:
-                self._ask_redis()
+                sessions.RedisStore(self.configuration).ping()
             with database.connect(self.configuration) as connection:
                 visit = Visit(request, self.configuration, connection)
                 found = proxy.answer(visit) or self._route(visit)
@@ -169,12 +169,6 @@ class Site:
                 return Response(b"", 405, content_type="text/html; charset=utf-8")
             return Response(_NOT_FOUND, 404, content_type="text/html; charset=utf-8")
         return _ENDPOINTS[endpoint](visit, **values)
-
-    def _ask_redis(self) -> None:
-        import redis  # noqa: PLC0415 - only releases before 2025.10 need it
-
-        with redis.Redis(**self.configuration.redis()) as client:
-            client.ping()
 
 
 class Metrics:

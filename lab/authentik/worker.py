@@ -13,7 +13,6 @@ from werkzeug.wrappers import Request, Response
 from lab.authentik import blueprints, database, passwords
 from lab.authentik.api import Api
 from lab.authentik.configuration import Configuration
-from lab.authentik.database import Connection
 
 log = logging.getLogger(__name__)
 
@@ -41,29 +40,39 @@ def run(configuration: Configuration, stop: threading.Event) -> None:
     """Work until told to stop; a database that goes away is waited for."""
     delay = float(configuration.value("LAB_BLUEPRINT_DELAY", "3"))
     started = time.monotonic()
-    while not stop.wait(0.2):
+    installed = False
+    while not stop.wait(1 if installed else 0.2):
         try:
             with database.connect(configuration) as connection, database.exclusive(connection, _TASKS) as mine:
+                api = Api(connection, configuration.version)
+                if mine and not installed:
+                    installed = _install(configuration, api, late=time.monotonic() - started >= delay)
                 if mine:
-                    _work(configuration, connection, late=time.monotonic() - started >= delay)
+                    _tend(api)
+                # The lock outlives a transaction: what was done has to be seen before the next one gets it.
+                connection.commit()
         except psycopg.Error as error:
             log.warning("the database does not answer: %s", str(error).strip())
             stop.wait(1)
 
 
-def _work(configuration: Configuration, connection: Connection, *, late: bool) -> None:
-    api = Api(connection, configuration.version)
+def _install(configuration: Configuration, api: Api, *, late: bool) -> bool:
+    """Make what is not there yet; tell whether everything is."""
     if not any(user["username"] == "akadmin" for user in api.store.rows("users")):
         _bootstrap(configuration, api)
     if late and not api.store.rows("flows"):
         api.store.lock()
         api.install_defaults()
         log.info("default blueprints applied")
+    return bool(api.store.rows("flows"))
+
+
+def _tend(api: Api) -> None:
+    api.store.connection.execute("DELETE FROM records WHERE expires < now()")
     for row in api.store.rows("blueprints"):
         if row.get("polls") is not None:
             api.store.lock()
             blueprints.apply(api, row)
-    connection.commit()
 
 
 def _bootstrap(configuration: Configuration, api: Api) -> None:

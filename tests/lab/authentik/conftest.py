@@ -1,4 +1,4 @@
-"""An Authentik of one's own on loopback: a real PostgreSQL, servers and workers as processes, a browser without a page."""
+"""An Authentik of one's own: a real PostgreSQL, servers and workers as processes, a browser without a page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+import psycopg
 import pytest
 
 from ..conftest import ROOT, eventually
 
-psycopg = pytest.importorskip("psycopg", reason="psycopg (a test dependency) is not installed")
-
 HOST = "auth.kitestacks.test"
 TOKEN = "bootstrap-token-of-a-test"
 PASSWORD = "password-of-a-test"
+FORWARDED = {"X-Forwarded-Proto": "https"}
+"""What the edge adds to a visitor's request."""
 
 
 def free_port() -> int:
@@ -132,7 +133,7 @@ def send(port: int, method: str, target: str, body: Any = None, *, host: str = H
     """Send one request, as the edge would: over http, and https is what the visitor speaks."""
     sent = {
         "Host": host,
-        "X-Forwarded-Proto": "https",
+        **FORWARDED,
         **{name.replace("_", "-"): text for name, text in headers.items()},
     }
     if isinstance(body, dict):

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ldap3
 import pytest
 
 from ..conftest import ROOT, eventually
 from .conftest import PASSWORD, Lab, Program, api, free_port, one, send
-
-ldap3 = pytest.importorskip("ldap3", reason="ldap3 (a test dependency) is not installed")
 
 BASE = "dc=ldap,dc=kitestacks,dc=test"
 
@@ -98,6 +97,15 @@ def test_a_user_of_the_group_binds_and_sees_himself_alone(outpost):
     connection = outpost.bind(f"cn=ada,ou=users,{BASE}", PASSWORD)
     connection.search(BASE, "(objectClass=*)")
     assert [entry.entry_dn for entry in connection.entries] == [f"cn=ada,ou=users,{BASE}"]
+
+
+def test_an_app_password_binds_as_well(outpost, servers):
+    user = one(servers[0], "core/users/", username="ada")
+    token = {"identifier": "ada-ldap", "intent": "app_password", "user": user["pk"], "expiring": False}
+    api(servers[0], "POST", "core/tokens/", token)
+    api(servers[0], "POST", "core/tokens/ada-ldap/set_key/", {"key": "key-of-an-app"})
+    assert outpost.bind(f"cn=ada,ou=users,{BASE}", "key-of-an-app")
+    assert outpost.bind(f"cn=search,ou=users,{BASE}", "key-of-an-app") is None
 
 
 @pytest.mark.parametrize(
