@@ -95,6 +95,11 @@ class Browser:
         path.write_bytes(base64.b64decode(picture))
         return path
 
+    def close(self) -> None:
+        """End the browser, and all that it has started."""
+        self._call("Browser.close")
+        self._process.wait(10)
+
 
 @contextmanager
 def browser() -> Iterator[Browser]:
@@ -102,7 +107,7 @@ def browser() -> Iterator[Browser]:
     program = shutil.which("chromium")
     assert program, "chromium is not installed: bin/setup packages chromium"
     to_us, from_it = os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [
             *(program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             *("--remote-debugging-pipe", f"--user-data-dir={profile}", "--window-size=1100,800"),
@@ -117,9 +122,11 @@ def browser() -> Iterator[Browser]:
         os.close(to_us[0])
         os.close(from_it[1])
         try:
-            yield Browser(process, to_us[1], from_it[0])
+            page = Browser(process, to_us[1], from_it[0])
+            yield page
+            page.close()
         finally:
-            process.terminate()
+            process.kill()
             process.wait()
             os.close(to_us[1])
 
