@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import certificates, settings
+from lab.shell import run
 
 ARTIFACTS = settings.ROOT / ".artifacts"
 
@@ -104,12 +104,18 @@ class Browser:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """Yield a browser with no memory, which reaches the homelab's public names and nothing else."""
-    program = shutil.which("chromium")
-    assert program, "chromium is not installed: bin/setup packages chromium"
+    run(settings.ROOT / "bin" / "setup", "packages", "chromium")
     to_us, from_it = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [
-            *(program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+            *(
+                "chromium",
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+            ),
             *("--remote-debugging-pipe", f"--user-data-dir={profile}", "--window-size=1100,800"),
             f"--host-resolver-rules=MAP *.{settings.DOMAIN} {settings.CLOUDFLARE.address}, MAP * ~NOTFOUND",
             # Trusts the lab's certificate, and no other that it would not have trusted before.

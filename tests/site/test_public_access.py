@@ -71,9 +71,7 @@ def _told(what: str, answers: Sequence[Answer], moment: float) -> tuple[int, flo
     last = max((answer.begin + answer.seconds - moment for answer in failed), default=0.0)
     slowest = max(answer.seconds for answer in answers)
     kinds = sorted({answer.status for answer in failed})
-    print(
-        f"\n{what}: {len(failed)} of {len(answers)} failed {kinds}, good after {last:.1f} s, slowest {slowest:.1f} s"
-    )
+    print(f"\n{what}: {len(failed)} of {len(answers)} failed {kinds}, good after {last:.1f} s, slowest {slowest:.1f} s")
     return len(failed), last
 
 
