@@ -230,10 +230,9 @@ def discovery(visit: Visit, slug: str) -> Response:
             "end_session_endpoint": f"{base}{slug}/end-session/",
             "introspection_endpoint": f"{base}introspect/",
             "revocation_endpoint": f"{base}revoke/",
-            "device_authorization_endpoint": f"{base}device/",
             "jwks_uri": f"{base}{slug}/jwks/",
             "response_types_supported": ["code"],
-            "response_modes_supported": ["query", "fragment", "form_post"],
+            "response_modes_supported": ["query"],
             "grant_types_supported": ["authorization_code", "refresh_token", "client_credentials", "password"],
             "id_token_signing_alg_values_supported": [provider.algorithm],
             "subject_types_supported": ["public"],
@@ -275,6 +274,8 @@ def authorize(visit: Visit) -> Response:  # noqa: PLR0911 - a table of cases
         log.warning("redirect URI %s is none of %s", uri, [entry["url"] for entry in provider.row["redirect_uris"]])
         return pages.message("Redirect URI Error", "The redirect URI is missing or is not one of this provider.", 400)
     prompts = query.get("prompt", "").split()
+    if "offline_access" in _scopes(visit, provider):
+        prompts.append("consent")  # to be signed in for a month is asked for, whatever the flow
     wrong = _wrong_request(provider, prompts)
     if wrong:
         return _back(uri, {"error": wrong, "error_description": _AUTHORIZE[wrong], "state": query.get("state", "")})
@@ -521,6 +522,43 @@ def userinfo(visit: Visit) -> Response:
         return _json({}, 401, headers={"WWW-Authenticate": 'error="invalid_token"'})
     provider = Provider(visit, row, visit.api.application_of(row["pk"]))
     return _json({"sub": provider.subject(user), **provider.claims(user, data["scopes"])})
+
+
+def introspect(visit: Visit) -> Response:
+    """Answer /application/o/introspect/: what a token of this client is worth."""
+    found = _token_of_client(visit)
+    if found is None:
+        return _json({"active": False})
+    provider, _kind, data = found
+    user = visit.api.row("users", data["user"])
+    scope = " ".join(data["scopes"])
+    return _json(
+        {"active": True, "scope": scope, "client_id": provider.row["client_id"], "sub": provider.subject(user)}
+    )
+
+
+def revoke(visit: Visit) -> Response:
+    """Answer /application/o/revoke/; a token that is not there is as good as revoked."""
+    found = _token_of_client(visit)
+    if found is not None:
+        take(visit.connection, found[1], visit.request.form["token"])
+    return _json({})
+
+
+def _token_of_client(visit: Visit) -> tuple[Provider, str, Json] | None:
+    try:
+        client_id, secret = _client(visit)
+        provider = Provider.of_client(visit, client_id)
+        if provider is None:
+            return None
+        _check_secret(provider, secret)
+    except TokenError:
+        return None
+    for kind in ("access_token", "refresh_token"):
+        data = kept(visit.connection, kind, visit.request.form.get("token", ""))
+        if data is not None and data["provider"] == provider.row["pk"]:
+            return provider, kind, data
+    return None
 
 
 def end_session(visit: Visit, slug: str) -> Response:

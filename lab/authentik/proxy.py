@@ -52,6 +52,7 @@ class Forward:
     """A request that goes on to the host behind a provider; sent when the database is not needed any more."""
 
     request: Request
+    base_url: SplitResult
     to: SplitResult
     verify: bool
     headers: dict[str, str] = field(default_factory=dict)
@@ -92,8 +93,7 @@ class Forward:
         return http.client.HTTPSConnection(host, port, timeout=60, context=context)
 
     def _target(self) -> str:
-        raw = self.request.environ.get("REQUEST_URI") or self.request.full_path
-        return self.to.path.rstrip("/") + str(raw)
+        return self.to.path.rstrip("/") + str(self.request.environ["REQUEST_URI"])
 
     def _headers(self) -> dict[str, str]:
         # A visitor's own X-authentik-* would be believed by the application.
@@ -102,8 +102,8 @@ class Forward:
             for name, value in self.request.headers.items()
             if name.lower() not in _HOP_BY_HOP | {"content-length"} and not name.lower().startswith("x-authentik-")
         }
-        host = self.request.headers.get("X-Forwarded-Host", self.request.headers.get("Host", ""))
-        return {**sent, "X-Forwarded-Host": host, **self.headers}
+        forwarded = {"X-Forwarded-Host": self.base_url.netloc, "X-Forwarded-Proto": self.base_url.scheme}
+        return {name: text for name, text in sent.items() if name.title() not in forwarded} | forwarded | self.headers
 
     def _splice(self, connection: http.client.HTTPConnection) -> None:
         """Pass a WebSocket's bytes both ways until one side ends."""
@@ -139,7 +139,8 @@ def answer(visit: Visit) -> Response | Forward | None:  # noqa: PLR0911 - a tabl
         return _callback(visit, row)
     if path == f"{_OWN}/sign_out":
         return _sign_out(visit, row, outpost)
-    forward = Forward(visit.request, urlsplit(row["internal_host"]), row["internal_host_ssl_validation"])
+    to, verify = urlsplit(row["internal_host"]), row["internal_host_ssl_validation"]
+    forward = Forward(visit.request, urlsplit(visit.base_url), to, verify)
     session = kept(visit.connection, "proxy_session", visit.request.cookies.get(_cookie(row), "")) or {}
     user = visit.api.store.get("users", str(session.get("user", "")))
     if user is not None and user["is_active"]:

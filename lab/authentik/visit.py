@@ -43,8 +43,7 @@ class Visit:
     @property
     def path(self) -> str:
         """Path and query, as the client sent them."""
-        query = self.request.query_string.decode()
-        return self.request.path + (f"?{query}" if query else "")
+        return str(self.request.environ["REQUEST_URI"])
 
     @cached_property
     def api(self) -> Api:

@@ -295,11 +295,11 @@ class Application:
             query["code_challenge_method"] = "S256"
         return "/application/o/authorize/?" + urlencode({**query, **more})
 
-    def token(self, port: int, **values: str) -> Reply:
-        """Ask the token endpoint."""
+    def token(self, port: int, endpoint: str = "token", **values: str) -> Reply:
+        """Ask the token endpoint, or another one that is asked in its way."""
         form = {"client_id": self.slug, "client_secret": self.secret, **values}
         kind = "application/x-www-form-urlencoded"
-        return send(port, "POST", "/application/o/token/", urlencode(form), Content_Type=kind)
+        return send(port, "POST", f"/application/o/{endpoint}/", urlencode(form), Content_Type=kind)
 
     def redeem(self, port: int, code: str, **values: str) -> Reply:
         return self.token(port, grant_type="authorization_code", code=code, redirect_uri=self.redirect_uri, **values)

@@ -65,12 +65,15 @@ def sign_in(browser: Browser, target: str, username: str = "akadmin"):
 
 def test_a_visitor_signs_in_and_the_application_learns_who_it_is(servers, status):
     browser = Browser(*servers)
-    reply = sign_in(browser, "/deep/link?a=1&b=%2F")
-    assert reply.location == f"https://{STATUS}/deep/link?a=1&b=%2F"
-    seen = browser.send("GET", "/deep/link?a=1&b=%2F", host=STATUS, X_authentik_username="forged").json()
+    reply = sign_in(browser, "/deep%2Flink?a=1&b=%2F")
+    assert reply.location == f"https://{STATUS}/deep%2Flink?a=1&b=%2F"
+    reply = browser.send("GET", "/deep%2Flink?a=1&b=%2F", host=STATUS, X_authentik_username="forged")
+    seen = reply.json()
+    assert reply.cookies == ["a=1", "b=2"]
     headers = {name.lower(): value for name, value in seen["headers"].items()}
-    assert seen["path"] == "/deep/link?a=1&b=%2F"
+    assert seen["path"] == "/deep%2Flink?a=1&b=%2F"
     assert headers["host"] == STATUS
+    assert (headers["x-forwarded-host"], headers["x-forwarded-proto"]) == (STATUS, "https")
     assert headers["x-authentik-username"] == "akadmin"
     assert headers["x-authentik-groups"] == "authentik Admins"
     assert headers["x-authentik-email"] == "root@example.com"

@@ -8,6 +8,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
+from ..conftest import eventually
 from .conftest import HOST, PASSWORD, Application, Browser, api, one, send
 
 VERIFIER = "a-verifier-that-is-long-enough-to-be-one-0123456789"
@@ -43,8 +44,17 @@ def test_a_code_becomes_tokens_while_two_servers_take_turns(servers, application
     assert found.json()["groups"] == ["authentik Admins"]
     again = application.redeem(servers[0].port, reply.query["code"], code_verifier=VERIFIER)
     assert (again.status, again.json()["error"]) == (400, "invalid_grant")
-    # Signed in once, the next code needs no password; another secret key would make the session void.
+    # Signed in once, the next code needs no password.
     assert browser.send("GET", application.authorize()).query["code"]
+
+
+def test_a_session_is_void_for_a_server_with_another_secret_key(servers, application, lab):
+    browser = Browser(servers[0])
+    assert browser.authorize(application.authorize()).query["code"]
+    other = lab.start("server", AUTHENTIK_SECRET_KEY="another")
+    eventually("the server is ready", other.ready, 30)
+    browser.ports = [other.port]
+    assert browser.send("GET", application.authorize()).location.startswith("/if/flow/")
 
 
 @pytest.mark.parametrize("mode", ["per_provider", "global"])
@@ -138,22 +148,42 @@ def test_a_user_who_is_switched_off_is_out_at_once(servers, application):
     assert browser.send("GET", application.authorize()).location.startswith("/if/flow/")
 
 
-def test_offline_access_asks_for_consent_and_gives_a_refresh_token(servers):
-    flow = one(servers[0], "flows/instances/", slug="default-provider-authorization-explicit-consent")["pk"]
-    application = Application.make(servers[0], "consent", authorization_flow=flow)
+@pytest.mark.parametrize(
+    ("kind", "scope"), [("explicit", "openid"), ("implicit", "openid offline_access")], ids=["flow", "offline access"]
+)
+def test_consent_is_asked_for(servers, kind, scope):
+    slug = f"default-provider-authorization-{kind}-consent"
+    flow = one(servers[0], "flows/instances/", slug=slug)["pk"]
+    application = Application.make(servers[0], f"consent-{kind}", authorization_flow=flow)
     browser = Browser(*servers)
-    page = browser.authorize(application.authorize(scope="openid offline_access")).location
-    assert page.startswith("/if/flow/default-provider-authorization-explicit-consent/")
+    page = browser.authorize(application.authorize(scope=scope)).location
+    assert page.startswith(f"/if/flow/{slug}/")
     challenge = browser.executor(page)
     assert challenge["component"] == "ak-stage-consent"
     assert browser.executor(page, {"component": "ak-stage-consent", "token": "guessed"})["response_errors"]
     found = browser.executor(page, {"component": "ak-stage-consent", "token": challenge["token"]})
     code = browser.send("GET", found["to"]).query["code"]
+    tokens = application.redeem(servers[0].port, code).json()
+    assert ("refresh_token" in tokens) == ("offline_access" in scope)
+    # It was given for one request.
+    assert browser.send("GET", application.authorize(scope=scope)).location.startswith(f"/if/flow/{slug}/")
+
+
+def test_a_refresh_token_is_good_once_and_can_be_revoked(servers, application):
+    browser = Browser(*servers)
+    page = browser.authorize(application.authorize(scope="openid offline_access")).location
+    answer = {"component": "ak-stage-consent", "token": browser.executor(page)["token"]}
+    code = browser.send("GET", browser.executor(page, answer)["to"]).query["code"]
     first = application.redeem(servers[0].port, code).json()
     second = application.token(servers[1].port, grant_type="refresh_token", refresh_token=first["refresh_token"]).json()
     assert second["access_token"] != first["access_token"]
     again = application.token(servers[0].port, grant_type="refresh_token", refresh_token=first["refresh_token"])
     assert (again.status, again.json()["error"]) == (400, "invalid_grant")
+    ask = {"token": second["access_token"]}
+    assert application.token(servers[0].port, "introspect", **ask).json()["active"] is True
+    assert application.token(servers[0].port, "introspect", **ask, client_secret="wrong").json() == {"active": False}
+    assert application.token(servers[0].port, "revoke", **ask).status == 200
+    assert application.token(servers[0].port, "introspect", **ask).json() == {"active": False}
 
 
 def test_client_credentials_write_a_row(servers, application, lab):
