@@ -155,6 +155,39 @@ def during(
     return answers, moment[0]
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What a fault cost: requests that failed, of how many, with which statuses (0: no answer), and times in seconds.
+
+    `until` is when the last failed request had ended, counted from the fault; `slowest` is the slowest good answer.
+    """
+
+    failed: int
+    asked: int
+    statuses: tuple[int, ...]
+    until: float
+    slowest: float
+
+    def __str__(self) -> str:
+        """Return it for a person."""
+        seen = f" ({', '.join(str(status) for status in self.statuses)})" if self.failed else ""
+        return (
+            f"{self.failed} of {self.asked} failed{seen}, until {self.until:.1f} s, slowest good {self.slowest:.1f} s"
+        )
+
+
+def loss(answers: Sequence[Answer], moment: float) -> Loss:
+    """Sum up the answers around a fault that happened at `moment`."""
+    failed = [answer for answer in answers if answer.status != 200]
+    return Loss(
+        failed=len(failed),
+        asked=len(answers),
+        statuses=tuple(sorted({answer.status for answer in failed})),
+        until=max((answer.begin + answer.seconds - moment for answer in failed), default=0.0),
+        slowest=max((answer.seconds for answer in answers if answer.status == 200), default=0.0),
+    )
+
+
 def cloudflare(method: str, path: str, body: Any = None) -> Any:
     """Call the lab's Cloudflare: its API below /client/v4, its own controls below /_edge and /_control."""
     connection = _Visitor("api.cloudflare.com", timeout=30)

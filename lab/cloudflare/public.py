@@ -151,7 +151,11 @@ class Front:
         await responder.reply(reply.status, content, kind, *reply.headers.items())
 
     async def _lab(self, path: str, method: str, body: Any, responder: Responder) -> None:
-        """Answer `GET state`, `POST settings` (any of them), `POST cut` ({"client_id": start of an id, "" for all})."""
+        """Answer what the lab adds.
+
+        `GET state`, `POST settings` (any of them), `POST cut` ({"client_id": start of an id, "" for all}),
+        `POST tokens` (permissions by API token, besides the tokens that there are).
+        """
         settings = self._tunnels.settings
         if method == "POST" and path == "settings" and isinstance(body, dict) and set(body) <= set(asdict(settings)):
             for name, value in body.items():
@@ -160,8 +164,10 @@ class Front:
             for session in list(self._tunnels.sessions):
                 if session.registration and session.registration.client_id.startswith(body.get("client_id", "")):
                     session.connection.abort("cut for a test")
+        elif method == "POST" and path == "tokens" and isinstance(body, dict):
+            self._tunnels.api.tokens |= {token: set(permissions) for token, permissions in body.items()}
         elif (method, path) != ("GET", "state"):
-            await responder.reply(404, b"GET state, POST settings or POST cut\n")
+            await responder.reply(404, b"GET state, POST settings, POST cut or POST tokens\n")
             return
         await responder.reply(200, json.dumps(self._tunnels.state()).encode(), "application/json")
 

@@ -172,8 +172,8 @@ def _check_sso(where: str, sign_in: Any, sso: Mapping[str, Any]) -> list[str]:
 
 
 def access_mistakes(where: str, access: Any) -> list[str]:
-    """Return what is wrong with the rules of Access for a service, a sentence each; None is none."""
-    if access is None:
+    """Return what is wrong with the rules of Access for a service, a sentence each; no rules: it is not guarded."""
+    if not access:
         return []
     if not isinstance(access, Mapping):
         return [f"{where} is {access!r}; it must be a mapping with {', '.join(sorted(_ACCESS))}"]
@@ -325,7 +325,7 @@ def access_applications(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what Cloudflare Access guards: `applications` and `policies`, one each per guarded service.
 
-    A service is guarded when it declares `access`, or `overrides` names it: what stands there counts instead.
+    A service is guarded when it declares `access`; what `overrides` has for it counts instead, `{}` for no guard.
     A policy whose rules speak of service tokens only asks nobody to sign in. Names begin with `prefix`.
 
     Raises CatalogueError for an override that names no public service or cannot be used.

@@ -67,6 +67,12 @@ def test_a_service_without_hosts_is_not_deployed(groups: dict[str, list[str]]) -
         ({"public_name": "Wiki"}, "public_name is 'Wiki'; it must be one label"),
         ({"public_name": "a.b"}, "public_name is 'a.b'; it must be one label"),
         ({"health_path": "status"}, "health_path is 'status'; it must begin with a slash"),
+        (
+            {"access": {"include": [{"everyone": True}], "includes": []}},
+            "access.includes is not known; did you mean include?",
+        ),
+        ({"access": {"require": [{"email": "a@example.org"}]}}, "access.include is missing; without it nobody"),
+        ({"access": {"include": ["ann"]}}, "access.include is ['ann']; it must be a list of rules"),
         ({"secrets": ["token"]}, "secrets has 'token'; a secret is named like a variable of the role, wiki_<x>"),
     ],
 )
@@ -184,6 +190,28 @@ def test_where_a_visitor_enters(sign_in: str, entrance: str) -> None:
     wiki = {**WIKI, "sign_in": sign_in, "sso": WIKI["sso"] if sign_in == "oidc" else None}
     (row,) = _catalogue.edge_backends(_catalogue.build({"wiki": wiki}, GROUPS, "example.org"), "monk")
     assert (row["name"], row["entrance"]) == ("wiki", entrance)
+
+
+def test_what_access_guards() -> None:
+    rules = {"include": [{"email_domain": "example.org"}], "session_duration": "24h"}
+    wiki = {**WIKI, "access": rules}
+    open_one = {**WIKI, "public_name": "open", "title": "Open", "secrets": [], "sso": WIKI["sso"]}
+    groups = {"wiki": ["monk"], "open": ["monk"]}
+    catalogue = _catalogue.build({"wiki": wiki, "open": open_one}, groups, "example.org")
+    assert _catalogue.access_applications(catalogue, prefix="home ") == {
+        "applications": [
+            {"name": "home Wiki", "domain": "wiki.example.org", "policies": ["home Wiki"], "session_duration": "24h"}
+        ],
+        "policies": [{"name": "home Wiki", "decision": "allow", "include": rules["include"]}],
+    }
+    robots = {"open": {"include": [{"any_valid_service_token": True}]}, "wiki": {}}
+    assert [policy["decision"] for policy in _catalogue.access_applications(catalogue, robots)["policies"]] == [
+        "non_identity"
+    ]
+    with pytest.raises(_catalogue.CatalogueError, match=r"cloudflare_access\.wiki\.include is missing"):
+        _catalogue.access_applications(catalogue, {"wiki": {"require": []}})
+    with pytest.raises(_catalogue.CatalogueError, match=r"'wikki' is no deployed service .* did you mean wiki\?"):
+        _catalogue.access_applications(catalogue, {"wikki": robots["open"]})
 
 
 def test_a_service_behind_the_proxy() -> None:
