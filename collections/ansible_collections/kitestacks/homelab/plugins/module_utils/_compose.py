@@ -70,6 +70,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "signal": {"type": "str", "default": "SIGHUP"},
         },
     },
+    "in_turn": {"type": "list", "elements": "str", "default": []},
     "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},
     "wait_timeout": {"type": "int", "default": 120},
     "rollback": {"type": "bool", "default": True},

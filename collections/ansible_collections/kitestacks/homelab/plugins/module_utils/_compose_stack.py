@@ -125,6 +125,7 @@ class Options:
     project_directory: str
     state: str
     reload: list[dict[str, Any]]
+    in_turn: list[str]
     pull: str
     wait_timeout: int
     rollback: bool
@@ -319,6 +320,9 @@ class Stack:
                 mounts=mounts,
             )
         self._refuse_useless_reloads()
+        for name in self.options.in_turn:
+            if name not in self.services:
+                raise StackError(f"in_turn: {COMPOSE_FILE} has no service '{name}'. {UNTOUCHED}")
         return model
 
     def _refuse_useless_reloads(self) -> None:
@@ -540,7 +544,8 @@ class Stack:
                 self._serve(
                     self.docker.run("restart", *ids, timeout=GRACE_SECONDS), "cannot be restarted", sorted(stuck)[0]
                 )
-            output = self._up({row.id for row in before if row.service not in stuck})
+            old = {row.id for row in before if row.service not in stuck}
+            output = self._up_in_turn(old, before, touched - stuck)
             after = self._await(touched, output)
             self.actions = _observed(before, after, work)
             hashes = self.docker.config_hashes(STACK_FILES)
@@ -579,7 +584,20 @@ class Stack:
         self._await({action.service}, None)
         self.actions.append(action)
 
-    def _up(self, old: set[str]) -> Output:
+    def _up_in_turn(self, old: set[str], before: Sequence[Container], touched: set[str]) -> Output:
+        """Replace the services that stand in for each other one by one, then run compose up for all of them.
+
+        Compose alone would stop all old containers before it starts the first new one.
+        """
+        replaced = {row.service for row in before} & touched
+        for name in self.options.in_turn:
+            if name in replaced:
+                output = self._up(old, "--no-deps", name)
+                if output.rc != 0:
+                    return output
+        return self._up(old)
+
+    def _up(self, old: set[str], *which: str) -> Output:
         """Run compose up and stop it early when a container (not one of the `old`) falls over again and again."""
         return self.docker.compose(
             "up",
@@ -591,6 +609,7 @@ class Stack:
             "--quiet-pull",
             "--pull",
             "never" if self.options.pull == "never" else "missing",
+            *which,
             files=STACK_FILES,
             timeout=self.options.wait_timeout + GRACE_SECONDS,
             stop_when=lambda: bool(self._crashing(old)),

@@ -174,6 +174,13 @@ options:
         description: The signal that makes the service read its files.
         type: str
         default: SIGHUP
+  in_turn:
+    description:
+      - Services that stand in for each other. They are replaced in this order, and each is healthy before the next is
+        touched. Compose by itself stops all old containers first.
+    type: list
+    elements: str
+    default: []
   pull:
     description:
       - V(missing) pulls images that are not on the host, V(always) asks the registry in each run, V(never) fails when
@@ -332,7 +339,17 @@ def main() -> None:
     )
     if not module.params["_payload"]:
         module.fail_json(msg="this module needs its action plugin: call it as kitestacks.homelab.compose_stack")
-    names = ("name", "project_directory", "state", "reload", "pull", "wait_timeout", "rollback", "purge_data")
+    names = (
+        "name",
+        "project_directory",
+        "state",
+        "reload",
+        "in_turn",
+        "pull",
+        "wait_timeout",
+        "rollback",
+        "purge_data",
+    )
     stack = Stack(
         Options(**{name: module.params[name] for name in names}),
         Payload.unpack(module.params["_payload"]),

@@ -130,8 +130,11 @@ def up(world, project, model, arguments):
         kept.append(container)
     world["containers"] = kept
     bad = []
+    chosen = [word for word in arguments if word in services] or list(services)
     waits = {n for s in services.values() for n, c in s.get("depends_on", {}).items() if "completed" in c["condition"]}
     for name, service in sorted(services.items(), key=lambda item: bool(item[1].get("depends_on"))):
+        if name not in chosen:
+            continue
         wanted, image = config_hash(service), resolve(world, service["image"])
         found = next((c for c in world["containers"] if (c["project"], c["service"]) == (project, name)), None)
         if found is None or found["config_hash"] != wanted or found["image_id"] != image:

@@ -161,7 +161,14 @@ class Host:
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def stack(self, declared: Declared, check: bool) -> _compose_stack.Stack:
-        options = {"reload": [], "pull": "missing", "wait_timeout": 1, "rollback": True, "purge_data": False}
+        options = {
+            "reload": [],
+            "in_turn": [],
+            "pull": "missing",
+            "wait_timeout": 1,
+            "rollback": True,
+            "purge_data": False,
+        }
         options.update(declared.options)
         return _compose_stack.Stack(
             _compose_stack.Options(

@@ -224,6 +224,29 @@ def test_a_version_that_does_not_serve_is_taken_back(deployed, image):
     assert actions(deployed.run(Declared(image="app:2"))) == [("web", "recreated")]
 
 
+def _pair(image: str) -> Declared:
+    services = {name: {"image": image, "healthcheck": {"test": ["CMD", "true"]}} for name in ("one", "two")}
+    return Declared(services=services, options={"in_turn": ["one", "two"]})
+
+
+def test_services_that_stand_in_for_each_other_are_replaced_one_by_one(host):
+    host.run(_pair("app:1"))
+    old = {name: host.container(name)["id"] for name in ("one", "two")}
+    error = host.fail(_pair("app:sick"))
+    assert "one" in str(error)
+    assert host.container("one")["id"] != old["one"]
+    assert host.container("two")["id"] == old["two"], "the second was touched although the first never got well"
+    assert host.run(_pair("app:2"))["changed"]
+    assert {host.container(name)["reference"] for name in ("one", "two")} == {"app:2"}
+    assert not host.run(_pair("app:2"))["changed"]
+
+
+def test_a_service_that_takes_no_turn_is_named(host):
+    declared = _pair("app:1")
+    declared.options["in_turn"] = ["three"]
+    assert "in_turn: compose.yml has no service 'three'" in str(host.fail(declared))
+
+
 def test_a_moved_tag_is_rolled_back_by_image_id(deployed):
     deployed.change(images={**deployed.world["images"], "app:1": "sha256:sick"})
     deployed.change(images={**deployed.world["images"], "old": "sha256:one"})
