@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import socket
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ldap3
 import pytest
 import yaml
 
@@ -212,6 +215,42 @@ def test_sign_in_goes_on_with_a_host_away(passwords: dict[str, str]) -> None:
         page.wait("location.pathname.startsWith('/if/flow/')", 60)
         sign_in(page, "kim", passwords["kim"])
         page.wait(f"location.origin === '{NOTES}' && document.body.innerText.includes('Signed in as')", 60)
+
+
+def test_the_directory_knows_the_household(passwords: dict[str, str]) -> None:
+    """As a service uses it: the search account finds people and their groups, people bind with their own passwords."""
+    base = ",".join(f"dc={part}" for part in settings.DOMAIN.split("."))
+    account = f"cn=kitestacks-ldap-search,ou=users,{base}"
+    with _directory() as server:
+        search = ldap3.Connection(server, account, vault("authentik_ldap_search_password"))
+        assert search.bind()
+        members = f"(&(objectClass=user)(memberOf=cn=writers,ou=groups,{base}))"
+        assert search.search(base, members, attributes=["cn", "mail"])
+        assert [(str(entry.cn), str(entry.mail)) for entry in search.entries] == [("kim", "kim@kitestacks.test")]
+        assert not ldap3.Connection(server, account, "x" * 40).bind()
+        assert ldap3.Connection(server, f"cn=kim,ou=users,{base}", passwords["kim"]).bind()
+        assert not ldap3.Connection(server, f"cn=kim,ou=users,{base}", passwords["alex"]).bind()
+
+
+@contextmanager
+def _directory() -> Iterator[ldap3.Server]:
+    """Yield the outpost, over ssh to its host: it is in the network of the containers only."""
+    address = machines.run_on(HOSTS[0], "docker", "inspect", "--format", _ADDRESS, "authentik-ldap").strip()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = machines.ssh_command(HOSTS[0])
+    forward = [words[0], "-N", "-L", f"127.0.0.1:{port}:{address}:3389", *words[1:]]
+    with subprocess.Popen(forward, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tunnel:
+        try:
+            server = ldap3.Server("127.0.0.1", port, get_info=ldap3.NONE, connect_timeout=5)
+            eventually(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 20, "a way to the outpost")
+            yield server
+        finally:
+            tunnel.terminate()
+
+
+_ADDRESS = "{{.NetworkSettings.Networks.kitestacks.IPAddress}}"
 
 
 def test_a_service_brings_and_takes_exactly_its_own() -> None:
