@@ -82,9 +82,9 @@ def link(username: str) -> str:
     """Return the link with which a person sets a password."""
     run = site.play(RECOVERY, "-e", f"username={username}", show="nothing", more=MORE)
     assert run.rc == 0, run.output
-    found = re.search(rf"{AUTH}/\S+", run.output)
+    found = re.search(rf"{AUTH}/[\w/?=%-]+", run.output)
     assert found, run.output
-    return found[0].rstrip("\"'")
+    return found[0]
 
 
 def sign_in(page: Browser, username: str, password: str) -> None:
