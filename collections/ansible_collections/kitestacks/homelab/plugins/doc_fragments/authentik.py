@@ -28,6 +28,9 @@ attributes:
     description: Use C(group/kitestacks.homelab.authentik) in C(module_defaults) to set defaults for this module.
     membership:
       - kitestacks.homelab.authentik
+notes:
+  - In check mode an address that refuses connections is that of a server which an earlier task is about to install.
+    The sets are then foretold as new.
 seealso:
   - name: Authentik API
     description: The vendor's reference.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue
+from ansible_collections.kitestacks.homelab.plugins.module_utils import _catalogue, _sign_in
 
 
 class FilterModule:
@@ -20,5 +20,6 @@ class FilterModule:
             "oidc_applications": _catalogue.oidc_applications,
             "portal_tiles": _catalogue.portal_tiles,
             "required_secrets": _catalogue.required_secrets,
+            "sign_in_objects": _sign_in.sign_in_objects,
             "tunnel_ingress": _catalogue.tunnel_ingress,
         }

@@ -11,7 +11,8 @@ short_description: What is wrong with the inventory, the service catalogue and t
 description:
   - Looks at everything that can be known to be wrong without touching a host, and returns one sentence per mistake.
   - Checks the domain, the groups, every variable whose name begins with a role's name (whether the role has it, and its
-    type), the hosts' networks, the declarations of the services, and the secrets that deployed services need.
+    type), the hosts' networks, the declarations of the services, that those who sign in with Authentik have one,
+    the household's users, and the secrets that deployed services need.
 requirements:
   - netaddr
 """
@@ -74,6 +75,10 @@ class LookupModule(LookupBase):
             catalogue = _catalogue.load(C.DEFAULT_ROLES_PATH, groups, "domain.invalid")
         except _catalogue.CatalogueError as error:
             return mistakes + error.mistakes
+        mistakes += _preflight.sign_in_mistakes(catalogue)
+        for host in groups.get(_catalogue.IDENTITY_SERVICE, ())[:1]:
+            found = known.get(host, {})
+            mistakes += _preflight.user_mistakes(catalogue, found.get("authentik_users"), found.get("authentik_groups"))
         return mistakes + _preflight.secret_mistakes(catalogue, known)
 
     def _value(self, value: Any) -> Any:

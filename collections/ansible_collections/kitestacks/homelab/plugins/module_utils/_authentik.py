@@ -754,16 +754,41 @@ def read_token_keys(session: Session, actions: t.Iterable[Action]) -> Reader:
     return read
 
 
+def nothing_listens(url: str) -> bool:
+    """Tell whether the server's address refuses connections, as it does where Authentik is not installed yet."""
+    import socket
+
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def foretold(module: AnsibleModule, option: str) -> dict[str, t.Any]:
+    """Return the result of a run in check mode where Authentik is not installed yet: everything will be new."""
+    module.warn(f"Nothing answers at {module.params['url']} yet: all that is declared is taken for new")
+    items = [item for item in module.params[option] if item["state"] == "present"]
+    stats = {"requests": 0, "retries": 0, "created": len(items), "updated": 0, "deleted": 0, "unchanged": 0}
+    return {"changed": bool(items), "results": [], "stats": stats}
+
+
 def main(spec: t.Mapping[str, t.Any], plan: t.Callable[[Session], t.Sequence[Action]]) -> None:
     """Run a set module: make the plan, carry it out, end.
 
     Args:
-        spec: the module's own options.
+        spec: the module's own options, the declared set first.
         plan: reads what it needs and returns the whole plan; it may set `senders` and `readers`.
 
     """
     module = AnsibleModule(argument_spec={**AUTHENTIK_SPEC, **spec}, supports_check_mode=True)
     try:
+        if module.check_mode and nothing_listens(module.params["url"]):
+            module.exit_json(**foretold(module, next(iter(spec))))
         session = Session(module)
         actions = plan(session)
         result = session.run(actions)

@@ -50,12 +50,24 @@ _SCHEMA: dict[str, Any] = {
 
 # What `sso` may say, by how the service signs its users in.
 _SSO: dict[str, set[str]] = {
-    "oidc": {"groups", "redirect_paths"},
+    "oidc": {"email_verified", "groups", "redirect_paths", "sub_mode"},
     "proxy": {"groups", "unauthenticated_paths"},
     "ldap": {"groups"},
     "native": {"groups"},
     "public": set(),
 }
+
+SUB_MODES = ("hashed_user_id", "user_id", "user_uuid", "user_username", "user_email", "user_upn")
+"""What can tell a service who somebody is (`sso.sub_mode`); Authentik's own choice is the first."""
+CLIENT_SECRET = "_oidc_client_secret"  # noqa: S105 - the end of a name
+"""After the name of a service with sign_in oidc: the variable of its client secret, one of its secrets."""
+OBJECT_PREFIX = "kitestacks-"
+"""How the names of our objects in Authentik begin that cannot say whose they are."""
+ADMIN_GROUP = "kitestacks-admins"
+USER_GROUP = "kitestacks-users"
+EMAIL_VERIFIED_MAPPING = "kitestacks-email-verified"
+"""The scope mapping of a service that demands a verified address (`sso.email_verified`)."""
+IDENTITY_SERVICE = "authentik"
 
 # What `access` may say: rules of Cloudflare Access, as the module cloudflare_access takes them.
 _ACCESS = {"include", "require", "exclude", "session_duration"}
@@ -142,7 +154,13 @@ def _check_sso(where: str, sign_in: Any, sso: Mapping[str, Any]) -> list[str]:
         mistakes.append(f"{where}: sso.redirect_paths is missing; a service with sign_in oidc needs it")
     for key in sorted(known & set(sso)):
         value = sso[key]
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if key == "email_verified":
+            if not isinstance(value, bool):
+                mistakes.append(f"{where}: sso.{key} is {value!r}; it must be true or false")
+        elif key == "sub_mode":
+            if value not in SUB_MODES:
+                mistakes.append(f"{where}: sso.{key} is {value!r}; it must be one of {', '.join(SUB_MODES)}")
+        elif not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             mistakes.append(f"{where}: sso.{key} is {value!r}; it must be a list of texts")
         elif key.endswith("_paths"):
             mistakes += [
@@ -192,6 +210,8 @@ def build(declarations: Mapping[str, Any], groups: Mapping[str, Sequence[str]], 
         service.update(declarations[name])
         service["secrets"] = list(service["secrets"])
         public = service["public_name"]
+        if public is not None and service["sign_in"] == "oidc":
+            service["secrets"].append(f"{name}{CLIENT_SECRET}")
         service.update(name=name, hosts=hosts, hostname=None if public is None else f"{public}.{domain}")
         if public is not None and public in owners:
             mistakes.append(f"roles/{name}/meta/service.yml: public_name {public!r} is taken by {owners[public]}")
@@ -231,8 +251,9 @@ def load(roles_paths: Sequence[str], groups: Mapping[str, Sequence[str]], domain
 def edge_backends(catalogue: Catalogue, host: str) -> list[dict[str, Any]]:
     """Return what the edge of a host routes: a row per public service.
 
-    Row: `name`, `title`, `hostname`, `port`, `health_path`, and `servers`, the hosts to try in order, as seen from
-    `host`: its own copy first, except for a `writer`, whose order is the same everywhere.
+    Row: `name`, `title`, `hostname`, `port`, `health_path`, `entrance`, the service that a visitor is sent to first
+    (Authentik, when that asks who it is in this service's stead), and `servers`, the hosts to try in order, as seen
+    from `host`: its own copy first, except for a `writer`, whose order is the same everywhere.
     """
     rows = []
     for service in catalogue:
@@ -242,7 +263,8 @@ def edge_backends(catalogue: Catalogue, host: str) -> list[dict[str, Any]]:
         if service["failover"] == "both" and host in servers:
             servers.sort(key=lambda name: name != host)
         row = {key: service[key] for key in ("name", "title", "hostname", "port", "health_path")}
-        rows.append({**row, "servers": servers})
+        entrance = IDENTITY_SERVICE if service["sign_in"] == "proxy" else service["name"]
+        rows.append({**row, "entrance": entrance, "servers": servers})
     return rows
 
 
@@ -288,6 +310,16 @@ def dns_records(catalogue: Catalogue, tunnel_id: str) -> list[dict[str, Any]]:
     ]
 
 
+def sign_in_groups(catalogue: Catalogue) -> list[str]:
+    """Return the groups that may use one service or another, sorted; the two that every homelab has among them."""
+    return sorted({ADMIN_GROUP, USER_GROUP}.union(*(_groups(service) for service in catalogue)))
+
+
+def _groups(service: Service) -> list[str]:
+    """Return the groups that may use a service: the declared ones or else all users, and always the admins."""
+    return sorted({ADMIN_GROUP, *((service["sso"] or {}).get("groups") or [USER_GROUP])})
+
+
 def access_applications(
     catalogue: Catalogue, overrides: Mapping[str, Any] | None = None, prefix: str = ""
 ) -> dict[str, list[dict[str, Any]]]:
@@ -326,9 +358,9 @@ def access_applications(
 def oidc_applications(catalogue: Catalogue, client_secrets: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Return Authentik's applications: a row per public service that is not `public`.
 
-    Row: `slug`, `name`, `group`, `meta_launch_url`, `groups`, and `provider`, which a service that keeps its own
-    sign-in (`native`, `ldap`) has none of: its application is a tile. `client_secrets` maps a service's name to the
-    secret of its OAuth2 provider; without one Authentik makes it.
+    Row: `slug`, `name`, `group`, `meta_launch_url`, `groups`, and `provider`; or, for a service that keeps its own
+    sign-in (`native`, `ldap`), the empty `provider_name` that says that there is none: its application is a tile.
+    `client_secrets` maps a service's name to the secret of its OAuth2 provider; without one Authentik makes it.
     """
     rows = []
     for service in catalogue:
@@ -341,24 +373,32 @@ def oidc_applications(catalogue: Catalogue, client_secrets: Mapping[str, str] | 
             "name": service["title"],
             "group": service["section"],
             "meta_launch_url": url,
-            "groups": list(sso.get("groups", ())),
+            "groups": _groups(service),
         }
         if service["sign_in"] == "oidc":
+            email = EMAIL_VERIFIED_MAPPING if sso.get("email_verified") else "email"
             row["provider"] = {
+                "name": OBJECT_PREFIX + service["name"],
                 "type": "oauth2",
                 "client_id": service["name"],
                 "redirect_uris": [{"url": url + path} for path in sso["redirect_paths"]],
+                "issuer_mode": "per_provider",
+                "sub_mode": sso.get("sub_mode", SUB_MODES[0]),
+                "property_mappings": ["openid", email, "profile"],
             }
             if client_secrets and service["name"] in client_secrets:
                 row["provider"]["client_secret"] = client_secrets[service["name"]]
         elif service["sign_in"] == "proxy":
             row["provider"] = {
+                "name": OBJECT_PREFIX + service["name"],
                 "type": "proxy",
                 "mode": "proxy",
                 "external_host": url,
                 "internal_host": EDGE_INNER_URL,
                 "skip_path_regex": "\n".join(f"^{re.escape(path)}" for path in sso.get("unauthenticated_paths", ())),
             }
+        else:
+            row["provider_name"] = ""
         rows.append(row)
     return rows
 

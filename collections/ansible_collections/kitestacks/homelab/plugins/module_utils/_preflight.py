@@ -14,13 +14,20 @@ from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.kitestacks.homelab.plugins.module_utils._catalogue import (
+    ADMIN_GROUP,
+    IDENTITY_SERVICE,
+    USER_GROUP,
     Catalogue,
     required_secrets,
+    sign_in_groups,
     suggestion,
 )
 
 TAILNET = "100.64.0.0/10"
 """The address range that Tailscale gives out."""
+
+USER_KEYS = ("username", "name", "email", "groups")
+"""What the inventory says of a person."""
 
 _DOMAIN = re.compile(r"(?=.{4,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -128,3 +135,52 @@ def secret_mistakes(catalogue: Catalogue, variables: Mapping[str, Mapping[str, A
                 elif not re.fullmatch(r"[A-Za-z0-9]{32,}", str(value)):
                     mistakes[name] = f"{name} must have 32 characters or more, letters and digits only"
     return [mistakes[name] for name in required_secrets(catalogue) if name in mistakes]
+
+
+def sign_in_mistakes(catalogue: Catalogue) -> list[str]:
+    """Return the services that sign in with Authentik where there is none."""
+    if any(service["name"] == IDENTITY_SERVICE for service in catalogue):
+        return []
+    return [
+        f"{service['name']} signs in with Authentik (sign_in {service['sign_in']}) and group {IDENTITY_SERVICE} has no"
+        f" host: give it one, or take {service['name']} out of the inventory"
+        for service in catalogue
+        if service["hostname"] and service["sign_in"] in ("oidc", "proxy", "ldap")
+    ]
+
+
+def user_mistakes(catalogue: Catalogue, users: Any, groups: Any) -> list[str]:
+    """Return what is wrong with `authentik_users`: the household, a mapping each. None: not set.
+
+    `groups` is `authentik_groups`: names of groups beside those that the catalogue names.
+    """
+    mistakes = []
+    seen: set[str] = set()
+    known = [*sign_in_groups(catalogue), *(groups or ())]
+    for position, user in enumerate(users or (), 1):
+        where = f"authentik_users: item {position}"
+        if not isinstance(user, Mapping) or not re.fullmatch(r"[\w.@+-]{1,150}", str(user.get("username") or "")):
+            mistakes.append(f"{where}: username is missing, or has other than letters, digits and . @ + - _")
+            continue
+        name = user["username"]
+        where = f"authentik_users: {name}"
+        if name in seen:
+            mistakes.append(f"{where}: is listed twice")
+        seen.add(name)
+        mistakes += [
+            f"{where}: {key} is not for the inventory: the user sets it, with a link of"
+            " playbooks/operations/recovery_link.yml"
+            if key == "password"
+            else f"{where}: {key!r} is not a key of a user{suggestion(str(key), USER_KEYS)}"
+            for key in user
+            if key not in USER_KEYS
+        ]
+        mistakes += [f"{where}: {key} is missing" for key in ("name", "email") if not user.get(key)]
+        mistakes += [
+            f"{where}: group {group!r} is neither of a service nor in authentik_groups{suggestion(str(group), known)}"
+            for group in user.get("groups") or (USER_GROUP,)
+            if group not in known
+        ]
+    if users and not any(ADMIN_GROUP in (user.get("groups") or ()) for user in users if isinstance(user, Mapping)):
+        mistakes.append(f"authentik_users: nobody is in {ADMIN_GROUP}: who shall look after the homelab?")
+    return mistakes

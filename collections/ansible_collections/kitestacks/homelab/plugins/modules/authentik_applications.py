@@ -14,6 +14,7 @@ description:
   - A set module. One task declares many objects; what is not declared is left alone unless O(purge=true).
   - Only the options that are given are compared and sent.
   - A run without changes lists each type of object once, however many applications there are.
+  - With O(purge_name_prefix) a provider whose name begins like that, and that no application uses, is ours too.
 author:
   - KiteStacks maintainers (@kitestacks)
 extends_documentation_fragment:
@@ -257,6 +258,7 @@ options:
       provider_name:
         description:
           - Name of a provider that exists; empty for none. Excludes O(applications[].provider).
+          - With O(purge=true) the provider that an application of ours had before goes when it is to have none.
         type: str
       backchannel_providers:
         description:
@@ -583,6 +585,21 @@ def _plan_deletions(
         plan.gone.append(Action(APPLICATION, "delete", slug, current=document))
         provider = by_name.get(document["provider"])
         if provider is not None and provider["name"] not in used and ours_to_delete(provider):
+            plan.providers.gone.append(deletion(session, provider))
+    for document in desired:
+        found = live.get(document["slug"])
+        if document.get("provider", "") is not None or found is None or ours is None or not ours(found):
+            continue
+        provider = by_name.get(found["provider"])
+        if provider is not None and provider["name"] not in used and ours_to_delete(provider):
+            # First: the server takes it from the application, and a run that is cut off leaves nothing to look for.
+            plan.providers.replaced.append(deletion(session, provider))
+    # What a run that was cut off before the application left of one that is no longer declared.
+    prefix = session.module.params["purge_name_prefix"] if ours is not None else None
+    taken = used | {document["provider"] for document in live.values()}
+    for name, provider in by_name.items():
+        unused = not (provider["assigned_application_slug"] or provider["assigned_backchannel_application_slug"])
+        if prefix and name.startswith(prefix) and name not in taken and unused and ours_to_delete(provider):
             plan.providers.gone.append(deletion(session, provider))
 
 

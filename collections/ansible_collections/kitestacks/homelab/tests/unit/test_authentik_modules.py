@@ -15,6 +15,7 @@ from ansible_collections.kitestacks.homelab.tests.fakes._server import Request
 from ansible_collections.kitestacks.homelab.tests.fakes.authentik import EMBEDDED
 
 from ._authentik_runs import MODULES, Lab, actions, module
+from ._module import run_module
 
 APPS, GROUPS, USERS = "authentik_applications", "authentik_groups", "authentik_users"
 PROVIDERS, OUTPOSTS, MAPPINGS = "authentik_providers", "authentik_outposts", "authentik_scope_mappings"
@@ -301,6 +302,49 @@ def test_providers_can_change_places(lab):
     assert lab.api.find("applications", slug="a")["provider"] == lab.api.find("proxy", name="b")["pk"]
     assert lab.api.find("applications", slug="b")["provider"] == lab.api.find("oauth2", name="a")["pk"]
     assert lab.ok(APPS, applications=apps)["changed"] is False
+
+
+def test_an_application_of_ours_that_shall_have_no_provider_loses_the_one_it_had(lab):
+    lab.api.add("groups", name="household")
+    lab.ok(APPS, applications=applications(1), owner="kitestacks", purge=True)
+    bare = [{"slug": "app-0", "name": "App 0", "provider_name": ""}]
+    result = lab.ok(APPS, applications=bare, owner="kitestacks", purge=True)
+    assert actions(result) == [("OAuth2 provider", "app-0", "deleted"), ("application", "app-0", "updated")]
+    assert lab.api.store.rows("oauth2") == []
+    assert lab.ok(APPS, applications=bare, owner="kitestacks", purge=True)["changed"] is False
+
+
+def test_a_foreign_application_that_shall_have_no_provider_keeps_it_in_the_list(lab):
+    lab.api.add("groups", name="household")
+    lab.ok(APPS, applications=applications(1))
+    lab.ok(APPS, applications=[{"slug": "app-0", "provider_name": ""}])
+    assert [row["name"] for row in lab.api.store.rows("oauth2")] == ["app-0"]
+
+
+def test_what_a_run_that_was_cut_off_left_of_a_provider_is_told_by_its_prefix(lab):
+    provider(lab, "kitestacks-left")
+    used = provider(lab, "kitestacks-used")
+    provider(lab, "somebody's")
+    lab.api.add("applications", slug="theirs", name="Theirs", provider=used["pk"])
+    options = {"applications": [], "owner": "kitestacks", "purge": True, "purge_allow_empty": True}
+    assert actions(lab.ok(APPS, **options)) == []
+    result = lab.ok(APPS, **options, purge_name_prefix="kitestacks-")
+    assert actions(result) == [("OAuth2 provider", "kitestacks-left", "deleted")]
+
+
+@pytest.mark.parametrize("name", [GROUPS, USERS, MAPPINGS, BLUEPRINTS, APPS, OUTPOSTS])
+def test_check_mode_before_there_is_a_server_foretells_that_all_is_new(name):
+    with Lab() as lab:
+        origin = lab.server.origin
+    option = name.partition("_")[2]
+    key = {"users": "username", "applications": "slug"}.get(option, "name")
+    items = [{key: "one", **({"type": "ldap"} if option == "outposts" else {})}, {key: "two", "state": "absent"}]
+    options = {"url": origin, "token": "t" * 32, option: items, "retries": 0}
+    foretold = run_module(module(name).main, check=True, **options)
+    assert (foretold["changed"], foretold["stats"]["created"]) == (True, 1)
+    assert "Nothing answers" in str(foretold["warnings"])
+    assert run_module(module(name).main, check=True, **{**options, option: items[1:]})["changed"] is False
+    assert run_module(module(name).main, **options)["failed"]
 
 
 def test_an_application_that_was_removed_from_the_set_takes_its_provider_and_nothing_else(lab):

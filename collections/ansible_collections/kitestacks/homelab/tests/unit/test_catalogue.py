@@ -57,6 +57,11 @@ def test_a_service_without_hosts_is_not_deployed(groups: dict[str, list[str]]) -
             {"sign_in": "public", "sso": {"redirect_paths": ["/a"]}},
             "sso.redirect_paths is not for a service with sign_in public",
         ),
+        (
+            {"sso": {**WIKI["sso"], "email_verified": "yes"}},
+            "sso.email_verified is 'yes'; it must be true or false",
+        ),
+        ({"sso": {**WIKI["sso"], "sub_mode": "name"}}, "sso.sub_mode is 'name'; it must be one of hashed_user_id"),
         ({"sign_in": "saml"}, "sign_in is 'saml'; it must be one of oidc, proxy, ldap, native, public"),
         ({"failover": "maybe"}, "failover is 'maybe'; it must be one of both, first, writer"),
         ({"public_name": "Wiki"}, "public_name is 'Wiki'; it must be one label"),
@@ -123,7 +128,7 @@ def test_internal_services_have_neither_route_nor_tile() -> None:
 def test_secrets_of_deployed_services_only() -> None:
     declarations = {"wiki": WIKI, "book": {**WIKI, "public_name": "book", "secrets": ["book_key"]}}
     catalogue = _catalogue.build(declarations, GROUPS, "example.org")
-    assert _catalogue.required_secrets(catalogue) == ["wiki_token"]
+    assert _catalogue.required_secrets(catalogue) == ["wiki_oidc_client_secret", "wiki_token"]
 
 
 def test_an_application_with_its_provider() -> None:
@@ -134,15 +139,57 @@ def test_an_application_with_its_provider() -> None:
             "name": "Wiki",
             "group": "Knowledge",
             "meta_launch_url": "https://wiki.example.org",
-            "groups": ["kitestacks-users"],
+            "groups": ["kitestacks-admins", "kitestacks-users"],
             "provider": {
+                "name": "kitestacks-wiki",
                 "type": "oauth2",
                 "client_id": "wiki",
                 "client_secret": "hidden",
                 "redirect_uris": [{"url": "https://wiki.example.org/oidc/callback"}],
+                "issuer_mode": "per_provider",
+                "sub_mode": "hashed_user_id",
+                "property_mappings": ["openid", "email", "profile"],
             },
         }
     ]
+
+
+def test_a_service_that_demands_verified_addresses_and_readable_subjects() -> None:
+    sso = {**WIKI["sso"], "email_verified": True, "sub_mode": "user_username"}
+    catalogue = _catalogue.build({"wiki": {**WIKI, "sso": sso}}, GROUPS, "example.org")
+    (row,) = _catalogue.oidc_applications(catalogue)
+    assert row["provider"]["property_mappings"] == ["openid", "kitestacks-email-verified", "profile"]
+    assert row["provider"]["sub_mode"] == "user_username"
+
+
+@pytest.mark.parametrize(
+    ("sso", "groups"),
+    [
+        ({}, ["kitestacks-admins", "kitestacks-users"]),
+        ({"groups": []}, ["kitestacks-admins", "kitestacks-users"]),
+        ({"groups": ["family"]}, ["family", "kitestacks-admins"]),
+        ({"groups": ["kitestacks-admins"]}, ["kitestacks-admins"]),
+    ],
+)
+def test_nobody_is_let_in_who_is_not_in_a_group(sso: dict[str, Any], groups: list[str]) -> None:
+    """An application of Authentik without any binding is open to every account."""
+    catalogue = _catalogue.build({"wiki": {**WIKI, "sign_in": "native", "sso": sso}}, GROUPS, "example.org")
+    (row,) = _catalogue.oidc_applications(catalogue)
+    assert row["groups"] == groups
+    assert set(groups) <= set(_catalogue.sign_in_groups(catalogue))
+
+
+def test_the_two_groups_that_every_homelab_has() -> None:
+    assert _catalogue.sign_in_groups([]) == ["kitestacks-admins", "kitestacks-users"]
+
+
+@pytest.mark.parametrize(
+    ("sign_in", "entrance"), [("proxy", "authentik"), ("oidc", "wiki"), ("native", "wiki"), ("public", "wiki")]
+)
+def test_where_a_visitor_enters(sign_in: str, entrance: str) -> None:
+    wiki = {**WIKI, "sign_in": sign_in, "sso": WIKI["sso"] if sign_in == "oidc" else None}
+    (row,) = _catalogue.edge_backends(_catalogue.build({"wiki": wiki}, GROUPS, "example.org"), "monk")
+    assert (row["name"], row["entrance"]) == ("wiki", entrance)
 
 
 def test_what_access_guards() -> None:
@@ -171,6 +218,7 @@ def test_a_service_behind_the_proxy() -> None:
     wiki = {**WIKI, "sign_in": "proxy", "sso": {"unauthenticated_paths": ["/api/push/", "/a.b"]}}
     (row,) = _catalogue.oidc_applications(_catalogue.build({"wiki": wiki}, GROUPS, "example.org"))
     assert row["provider"] == {
+        "name": "kitestacks-wiki",
         "type": "proxy",
         "mode": "proxy",
         "external_host": "https://wiki.example.org",

@@ -111,3 +111,55 @@ def test_secrets(value: object, part: object) -> None:
     if part:
         assert part in mistakes[0]
         assert "short" not in mistakes[0]
+
+
+WIKI = {
+    "title": "Wiki",
+    "description": "d",
+    "public_name": "wiki",
+    "port": 80,
+    "health_path": "/",
+    "sign_in": "oidc",
+    "sso": {"redirect_paths": ["/callback"], "groups": ["family"]},
+}
+IDENTITY = {**WIKI, "public_name": "auth", "sign_in": "public", "sso": None}
+
+
+def test_a_sign_in_without_authentik_is_noticed() -> None:
+    declarations = {"wiki": WIKI, "authentik": IDENTITY}
+    alone = _catalogue.build(declarations, {"wiki": ["monk"]}, "example.org")
+    (mistake,) = _preflight.sign_in_mistakes(alone)
+    assert mistake.startswith("wiki signs in with Authentik (sign_in oidc) and group authentik has no host")
+    both = _catalogue.build(declarations, {"wiki": ["monk"], "authentik": ["monk"]}, "example.org")
+    assert _preflight.sign_in_mistakes(both) == []
+
+
+ROBIN = {"username": "robin", "name": "Robin", "email": "robin@example.org", "groups": ["kitestacks-admins", "family"]}
+
+
+@pytest.mark.parametrize(
+    ("users", "parts"),
+    [
+        (None, []),
+        ([], []),
+        ([ROBIN], []),
+        ([ROBIN, {"username": "kim", "name": "Kim", "email": "kim@example.org"}], []),
+        ([{**ROBIN, "groups": ["kitestacks-admins", "editors"]}], []),
+        ([ROBIN, ROBIN], ["authentik_users: robin: is listed twice"]),
+        (["robin"], ["authentik_users: item 1: username is missing", "nobody is in kitestacks-admins"]),
+        ([{**ROBIN, "password": "x"}], ["robin: password is not for the inventory"]),
+        ([{**ROBIN, "e_mail": "x"}], ["robin: 'e_mail' is not a key of a user; did you mean email?"]),
+        ([{**ROBIN, "email": ""}], ["robin: email is missing"]),
+        (
+            [{**ROBIN, "groups": ["kitestacks-admins", "famly"]}],
+            ["robin: group 'famly' is neither of a service nor in authentik_groups; did you mean family?"],
+        ),
+        ([{**ROBIN, "groups": ["family"]}], ["nobody is in kitestacks-admins"]),
+    ],
+)
+def test_the_household(users: object, parts: list[str]) -> None:
+    catalogue = _catalogue.build({"wiki": WIKI}, {"wiki": ["monk"]}, "example.org")
+    mistakes = _preflight.user_mistakes(catalogue, users, ["editors"])
+    assert len(mistakes) == len(parts), mistakes
+    for part, mistake in zip(parts, mistakes, strict=True):
+        assert part in mistake
