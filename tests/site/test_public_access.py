@@ -20,6 +20,7 @@ from lab.traffic import Answer
 from .conftest import HOSTS, WWW, eventually
 
 WHOAMI = f"whoami.{settings.DOMAIN}"
+AUTH = f"auth.{settings.DOMAIN}"
 MORE = Path(__file__).parent / "whoami"
 
 
@@ -51,14 +52,17 @@ def _connectors() -> dict[str, int]:
 
 def _all_is_well() -> bool:
     return _connectors() == {machines.address(host): 4 for host in HOSTS} and all(
-        machines.edge_services(host) == {"portal": 2, "whoami": 1} for host in HOSTS
+        machines.edge_services(host).items() >= {"portal": 2, "whoami": 1, "authentik": 2}.items() for host in HOSTS
     )
 
 
-def _both() -> Callable[[], Answer]:
-    """Ask for the two names in turn."""
+def _each(*pages: tuple[str, str]) -> Callable[[], Answer]:
+    """Ask for pages (name, path) in turn."""
     turn = iter(range(1 << 30))
-    return lambda: traffic.visit((WWW, WHOAMI)[next(turn) % 2])
+    return lambda: traffic.visit(*pages[next(turn) % len(pages)])
+
+
+_both = partial(_each, (WWW, "/"), (WHOAMI, "/"))
 
 
 def _told(what: str, answers: Sequence[Answer], moment: float) -> traffic.Loss:
@@ -69,9 +73,12 @@ def _told(what: str, answers: Sequence[Answer], moment: float) -> traffic.Loss:
 
 
 def test_two_hundred_requests_over_all_names() -> None:
-    answers = traffic.steady(_both(), 200, 20)
+    login = (AUTH, "/if/flow/default-authentication-flow/")
+    answers = traffic.steady(_each((WWW, "/"), (WHOAMI, "/"), login), 200, 20)
     assert {answer.status for answer in answers} == {200}
-    assert {answer.server for answer in answers} == set(HOSTS)
+    assert {answer.server for answer in answers} >= set(HOSTS)
+    served = traffic.cloudflare("GET", "/_edge/state")["served"]
+    assert len(served) >= len(HOSTS)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -241,10 +248,10 @@ def test_a_service_that_goes_takes_its_name_along_and_nothing_else() -> None:
     zone = traffic.cloudflare("GET", f"/client/v4/zones?name={settings.DOMAIN}")["result"][0]["id"]
     mine = {"type": "A", "name": f"by-hand.{settings.DOMAIN}", "content": "192.0.2.7", "proxied": False, "ttl": 300}
     traffic.cloudflare("POST", f"/client/v4/zones/{zone}/dns_records", mine)
-    assert set(_records()) == {WWW, WHOAMI, f"by-hand.{settings.DOMAIN}"}
+    assert set(_records()) == {WWW, AUTH, WHOAMI, f"by-hand.{settings.DOMAIN}"}
     run = site.play("site.yml", "--tags cloudflare", show="nothing")
     assert run.rc == 0, run.output
-    assert set(_records()) == {WWW, f"by-hand.{settings.DOMAIN}"}
+    assert set(_records()) == {WWW, AUTH, f"by-hand.{settings.DOMAIN}"}
     assert traffic.visit(WHOAMI).status == 530
     run = site.play("tests/site/whoami/site.yml", "--tags cloudflare", show="nothing", more=MORE)
     assert run.rc == 0, run.output
