@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab import faults, settings, site, tailnet_files, traffic
+from lab import faults, machines, settings, site, tailnet_files, traffic
 
 from .conftest import HOSTS, WWW, eventually
 
@@ -48,6 +48,8 @@ def _secrets() -> dict[str, str]:
     ).stdout
     known = {name: str(value) for name, value in yaml.safe_load(vault).items()}
     known |= {name: (tailnet_files.FOLDER / f"auth-key-{name}").read_text() for name in HOSTS}
+    known["Cloudflare's API token"] = machines.CLOUDFLARE_TOKEN.read_text().strip()
+    known["the tunnel's token"] = machines.run_on("monk", "cat", "/opt/kitestacks/cloudflared/secrets/token").strip()
     return known
 
 
