@@ -28,7 +28,8 @@ def run(*wanted, check=False, absent=(), validate=None):
     sent = [*wanted, *(HostFile(str(path), b"", 0) for path in absent)]
     entries = [{"dest": file.path, "validate": validate} for file in wanted]
     entries += [{"dest": str(path), "state": "absent"} for path in absent]
-    return run_module(files.main, check=check, files=entries, _payload=pack(sent))
+    result = run_module(files.main, check=check, files=entries, _payload=pack(sent))
+    return {name: value for name, value in result.items() if name != "invocation"}  # which ansible-core 2.20 adds
 
 
 def tree(folder: Path) -> dict[str, str]:
