@@ -254,7 +254,7 @@ class Origin:
             left = deadline - loop.time()
             share = min(left, max(2.0, left / (len(found) - number)))
             connection = asyncio.open_connection(
-                address[0], port, ssl=context, server_hostname=name if context else None
+                str(address[0]), port, ssl=context, server_hostname=name if context else None
             )
             try:
                 return cls(*await asyncio.wait_for(connection, share))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Error, Page, TimeoutError, sync_playwright
+from playwright import sync_api
 
 from lab import certificates, settings
 from lab.shell import run
@@ -21,7 +21,7 @@ ARTIFACTS = settings.ROOT / ".artifacts"
 class Browser:
     """One page, and what a person does with it."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: sync_api.Page) -> None:
         """Take over a page."""
         self._page = page
 
@@ -33,7 +33,7 @@ class Browser:
         """Return what an expression of JavaScript gives in the page; None while it is on its way to another."""
         try:
             return self._page.evaluate(script)
-        except Error:
+        except sync_api.Error:
             return None
 
     @property
@@ -50,7 +50,7 @@ class Browser:
         """Wait until an expression is true in the page."""
         try:
             self._page.wait_for_function(script, timeout=seconds * 1000)
-        except TimeoutError:
+        except sync_api.TimeoutError:
             raise AssertionError(f"{script} is not so at {self.url}: {self.text[:500]}") from None
 
     def fill(self, field: str, value: str) -> None:
@@ -72,7 +72,7 @@ class Browser:
 def browser() -> Iterator[Browser]:
     """Yield a browser with no memory, which reaches the homelab's public names and nothing else."""
     run(settings.ROOT / "bin" / "setup", "packages", "chromium")
-    with sync_playwright() as playwright:
+    with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
             args=[
