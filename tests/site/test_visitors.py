@@ -91,7 +91,9 @@ def test_the_page_that_says_away(homelab: None) -> None:
     faults.stop_container("monk", "portal")
     with traffic.edge("monk") as port:
         # Until the checks have noticed, a request first waits for a copy that does not answer.
-        eventually(lambda: machines.edge_services("monk").get("portal") == 0, 15, "the edge knows that nobody serves it")
+        eventually(
+            lambda: machines.edge_services("monk").get("portal") == 0, 15, "the edge knows that nobody serves it"
+        )
         answer = traffic.request(port, WWW)
     assert answer.status == 503
     assert answer.seconds < 1
