@@ -200,10 +200,10 @@ def test_a_stream_arrives_as_it_is_made(host: str) -> None:
     assert arrived[-1] - arrived[0] > 3
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_long_silence_does_not_break_a_request(host: str) -> None:
-    answer = traffic.visit(WHOAMI, "/?sleep=45", timeout=60, via=host)
-    assert answer.status == 200
+def test_a_long_silence_does_not_break_a_request() -> None:
+    """Through both edges: in at kscloud1, answered by monk."""
+    answer = traffic.visit(WHOAMI, "/?sleep=45", timeout=60, via="kscloud1")
+    assert (answer.status, answer.server) == (200, "monk")
 
 
 @pytest.mark.parametrize("host", HOSTS)
