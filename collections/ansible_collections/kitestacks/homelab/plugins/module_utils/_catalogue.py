@@ -46,6 +46,7 @@ _SCHEMA: dict[str, Any] = {
     "secrets": (list, ()),
     "sso": (dict, None),
     "access": (dict, None),
+    "optional": (bool, False),  # its role may find that it is not needed, and deploy nothing
 }
 
 # What `sso` may say, by how the service signs its users in.
@@ -107,7 +108,7 @@ def _check(name: str, declaration: Any) -> list[str]:
         if value is None:
             if default is _REQUIRED:
                 mistakes.append(f"{where}: {key} is missing")
-        elif not isinstance(value, kind) or isinstance(value, bool):
+        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             mistakes.append(f"{where}: {key} is {value!r}; it must be a {kind.__name__}")
     if mistakes:
         return mistakes

@@ -46,6 +46,7 @@ def test_a_service_without_hosts_is_not_deployed(groups: dict[str, list[str]]) -
         ({"titel": "x"}, "'titel' is not a key of a service; did you mean title?"),
         ({"port": "80"}, "port is '80'; it must be a int"),
         ({"port": True}, "port is True; it must be a int"),
+        ({"optional": "yes"}, "optional is 'yes'; it must be a bool"),
         ({"port": 70000}, "port is 70000; it must be from 1 to 65535"),
         ({"port": None}, "port is missing; a service with a public_name needs it"),
         ({"sign_in": None}, "sign_in is missing"),
