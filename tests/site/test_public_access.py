@@ -17,7 +17,7 @@ import pytest
 from lab import certificates, faults, machines, settings, site, traffic
 from lab.traffic import Answer
 
-from .conftest import HOSTS, WWW, eventually
+from .conftest import HOSTS, WWW, eventually, services_more
 
 WHOAMI = f"whoami.{settings.DOMAIN}"
 AUTH = f"auth.{settings.DOMAIN}"
@@ -27,11 +27,8 @@ MORE = Path(__file__).parent / "whoami"
 @pytest.fixture(scope="module")
 def public(second: site.Run) -> Iterator[None]:
     """The homelab with one service more; taken away again at the end, which is a test of its own."""
-    run = site.play("tests/site/whoami/site.yml", "--skip-tags base,docker,tailscale", show="nothing", more=MORE)
-    assert run.rc == 0, run.output
-    yield
-    run = site.play("site.yml", "--skip-tags base,docker,tailscale", show="nothing")
-    assert run.rc == 0, run.output
+    with services_more(MORE):
+        yield
 
 
 @pytest.fixture(autouse=True)
