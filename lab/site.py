@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import ansible_runner
 
 from lab import settings
+from lab.shell import LabError
 
 INVENTORY = settings.ROOT / "inventories" / "lab"
 _RUNNER = settings.STATE / "runner"
@@ -148,6 +150,23 @@ def play(
         output=output,
         deprecations=[line for line in output.splitlines() if "DEPRECAT" in line.upper() and "WARNING" in line.upper()],
     )
+
+
+@contextmanager
+def services_more(more: Path) -> Iterator[None]:
+    """Have the services of a folder (site.yml, inventory.yml, roles) beside the homelab; take them away again."""
+    quick = ("--skip-tags", "base,docker,tailscale")
+    _play_well(str((more / "site.yml").relative_to(settings.ROOT)), *quick, more=more)
+    yield
+    _play_well("site.yml", *quick)
+
+
+def _play_well(playbook: str, *options: str, more: Path | None = None) -> Run:
+    """Run a playbook as `play` does, without a word; LabError, with all that it said, when it fails."""
+    run = play(playbook, *options, show="nothing", more=more)
+    if run.rc != 0:
+        raise LabError(f"{playbook} failed\n{run.output}")
+    return run
 
 
 def report(run: Run) -> Sequence[str]:

@@ -188,6 +188,21 @@ def loss(answers: Sequence[Answer], moment: float) -> Loss:
     )
 
 
+def connections() -> dict[str, int]:
+    """Return the number of usable connections to the lab's Cloudflare by the connector's address."""
+    found: dict[str, int] = {}
+    for connection in cloudflare("GET", "/_edge/state")["connections"]:
+        found[connection["address"]] = found.get(connection["address"], 0) + bool(connection["usable"])
+    return found
+
+
+def all_is_well(copies: Mapping[str, int]) -> bool:
+    """Tell whether every host's connector is connected and every edge sees `copies` (by service) healthy."""
+    return connections() == {host.address: 4 for host in settings.HOSTS} and all(
+        machines.edge_services(host.name).items() >= copies.items() for host in settings.HOSTS
+    )
+
+
 def cloudflare(method: str, path: str, body: Any = None) -> Any:
     """Call the lab's Cloudflare: its API below /client/v4, its own controls below /_edge and /_control."""
     connection = _Visitor("api.cloudflare.com", timeout=30)

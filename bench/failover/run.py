@@ -17,10 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from lab import faults, machines, settings, site, traffic  # noqa: E402
+from lab import faults, settings, site, traffic  # noqa: E402
 
 MORE = ROOT / "tests" / "site" / "whoami"
 NAMES = {"both hosts": f"www.{settings.DOMAIN}", "monk only": f"whoami.{settings.DOMAIN}"}
+COPIES = {"portal": 2, "whoami": 1}
 RATE = 20
 SECONDS = 15
 
@@ -53,19 +54,9 @@ GOALS: dict[tuple[str, str], Callable[[traffic.Loss], bool]] = {
 }
 
 
-def well() -> bool:
-    """Tell whether both connectors are connected and both edges see every copy."""
-    seen = [connection["address"] for connection in traffic.cloudflare("GET", "/_edge/state")["connections"]]
-    return all(
-        seen.count(machine.address) == 4
-        and machines.edge_services(machine.name).items() >= {"portal": 2, "whoami": 1}.items()
-        for machine in settings.HOSTS
-    )
-
-
 def measure(fault: Callable[[], None]) -> dict[str, traffic.Loss]:
     """Ask for both services around a fault; return what it cost each."""
-    while not well():
+    while not traffic.all_is_well(COPIES):
         time.sleep(0.5)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         quiet = pool.submit(traffic.steady, partial(traffic.visit, NAMES["monk only"]), RATE * SECONDS, RATE)
@@ -78,21 +69,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail where a goal is missed")
     check = parser.parse_args().check
-    run = site.play("tests/site/whoami/site.yml", "--skip-tags base,docker,tailscale", show="nothing", more=MORE)
-    if run.rc != 0:
-        sys.exit(run.output)
     missed = []
-    print(f"| fault | {' | '.join(NAMES)} |\n|---|---|---|")
-    for name, fault in FAULTS.items():
-        costs = measure(fault)
-        faults.heal()
-        print(f"| {name} | {' | '.join(str(cost) for cost in costs.values())} |", flush=True)
-        missed += [
-            f"{name}, {kind}" for kind, cost in costs.items() if (name, kind) in GOALS and not GOALS[name, kind](cost)
-        ]
-    print(
-        f"\n{len(GOALS) - len(missed)} of {len(GOALS)} goals reached" + "".join(f"\nmissed: {line}" for line in missed)
-    )
+    with site.services_more(MORE):
+        print(f"| fault | {' | '.join(NAMES)} |\n|---|---|---|")
+        for name, fault in FAULTS.items():
+            costs = measure(fault)
+            faults.heal()
+            print(f"| {name} | {' | '.join(str(cost) for cost in costs.values())} |", flush=True)
+            missed += [
+                f"{name}, {kind}"
+                for kind, cost in costs.items()
+                if (name, kind) in GOALS and not GOALS[name, kind](cost)
+            ]
+    reached = len(GOALS) - len(missed)
+    print(f"\n{reached} of {len(GOALS)} goals reached" + "".join(f"\nmissed: {line}" for line in missed))
     return int(check and bool(missed))
 
 

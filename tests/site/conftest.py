@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -54,18 +52,6 @@ def homelab(second: site.Run) -> Iterator[None]:
     """The homelab as site.yml leaves it, mended again after the test."""
     yield
     faults.heal()
-
-
-@contextmanager
-def services_more(more: Path) -> Iterator[None]:
-    """Have the services of a folder (site.yml, inventory.yml, roles) beside the homelab; take them away again."""
-    quick = ("--skip-tags", "base,docker,tailscale")
-    playbook = str((more / "site.yml").relative_to(Path(__file__).parents[2]))
-    run = site.play(playbook, *quick, show="nothing", more=more)
-    assert run.rc == 0, run.output
-    yield
-    run = site.play("site.yml", *quick, show="nothing")
-    assert run.rc == 0, run.output
 
 
 HOSTS = [host.name for host in settings.HOSTS]

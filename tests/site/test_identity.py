@@ -20,7 +20,7 @@ import yaml
 from lab import faults, machines, settings, site
 
 from .browser import Browser, browser
-from .conftest import HOSTS, eventually, services_more
+from .conftest import HOSTS, eventually
 
 MORE = Path(__file__).parent / "identity"
 AUTH, NOTES, BOARD = (f"https://{name}.{settings.DOMAIN}" for name in ("auth", "notes", "board"))
@@ -62,7 +62,7 @@ def identity(second: site.Run) -> Iterator[None]:
     """The homelab with a household and two services more; taken away again at the end."""
     made = site.play("playbooks/operations/secrets.yml", show="nothing", more=MORE)
     assert made.rc == 0, made.output
-    with services_more(MORE):
+    with site.services_more(MORE):
         yield
 
 

@@ -17,7 +17,7 @@ import pytest
 from lab import certificates, faults, machines, settings, site, traffic
 from lab.traffic import Answer
 
-from .conftest import HOSTS, WWW, eventually, services_more
+from .conftest import HOSTS, WWW, eventually
 
 WHOAMI = f"whoami.{settings.DOMAIN}"
 AUTH = f"auth.{settings.DOMAIN}"
@@ -27,7 +27,7 @@ MORE = Path(__file__).parent / "whoami"
 @pytest.fixture(scope="module")
 def public(second: site.Run) -> Iterator[None]:
     """The homelab with one service more; taken away again at the end, which is a test of its own."""
-    with services_more(MORE):
+    with site.services_more(MORE):
         yield
 
 
@@ -39,18 +39,7 @@ def healthy(public: None) -> Iterator[None]:
     faults.heal()
 
 
-def _connectors() -> dict[str, int]:
-    """Return the number of usable connections by the connector's address."""
-    found: dict[str, int] = {}
-    for connection in traffic.cloudflare("GET", "/_edge/state")["connections"]:
-        found[connection["address"]] = found.get(connection["address"], 0) + bool(connection["usable"])
-    return found
-
-
-def _all_is_well() -> bool:
-    return _connectors() == {machines.address(host): 4 for host in HOSTS} and all(
-        machines.edge_services(host).items() >= {"portal": 2, "whoami": 1, "authentik": 2}.items() for host in HOSTS
-    )
+_all_is_well = partial(traffic.all_is_well, {"portal": 2, "whoami": 1, "authentik": 2})
 
 
 def _each(*pages: tuple[str, str]) -> Callable[[], Answer]:

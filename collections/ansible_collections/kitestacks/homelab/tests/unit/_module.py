@@ -9,8 +9,10 @@ import contextlib
 import io
 import json
 import typing as t
+from unittest import mock
 
 import pytest
+from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 
 
@@ -18,7 +20,9 @@ def run_module(main: t.Callable[[], None], *, check: bool = False, **options: t.
     """Return a module's result, diff included; a failed one has `failed`."""
     out = io.StringIO()
     arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
-    with patch_module_args(arguments), contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+    # A module has a process of its own; here the warnings of one would be in the results of all that follow.
+    own = mock.patch.object(warnings, "_global_warnings", {})
+    with patch_module_args(arguments), own, contextlib.redirect_stdout(out), pytest.raises(SystemExit):
         main()
     result: dict[str, t.Any] = json.loads(out.getvalue())
     return result
