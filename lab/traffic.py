@@ -52,7 +52,7 @@ def edge(host: str) -> Iterator[int]:
                 time.sleep(0.05)
         yield port
     finally:
-        tunnel.terminate()
+        tunnel.kill()  # asked to end right after a reset, it has been seen to stay for a minute
         tunnel.communicate()
 
 
