@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,13 @@ class Answer:
 
 
 @contextmanager
-def edge(host: str) -> Iterator[int]:
-    """Yield a loopback port of this machine that leads, over ssh, to the port of a host's edge that connectors use."""
+def forwarded(host: str, address: str) -> Iterator[int]:
+    """Yield a loopback port of this machine that leads, over ssh, to an address (HOST:PORT) as a host reaches it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = machines.ssh_command(host)
-    forward = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{port}:127.0.0.1:8080"]
+    forward = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{port}:{address}"]
     tunnel = subprocess.Popen([words[0], *forward, *words[1:]], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 20
@@ -48,12 +48,17 @@ def edge(host: str) -> Iterator[int]:
                 break
             except OSError as error:
                 if tunnel.poll() is not None or time.monotonic() > deadline:
-                    raise LabError(f"no way to the edge of {host} over ssh") from error
+                    raise LabError(f"no way to {address} of {host} over ssh") from error
                 time.sleep(0.05)
         yield port
     finally:
         tunnel.kill()  # asked to end right after a reset, it has been seen to stay for a minute
         tunnel.communicate()
+
+
+def edge(host: str) -> AbstractContextManager[int]:
+    """Yield a loopback port of this machine that leads to the port of a host's edge that connectors use."""
+    return forwarded(host, "127.0.0.1:8080")
 
 
 def request(port: int, hostname: str, path: str = "/", method: str = "GET", timeout: float = 10) -> Answer:

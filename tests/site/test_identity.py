@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import socket
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import ldap3
 import pytest
 import yaml
 
-from lab import faults, machines, settings, site
+from lab import faults, machines, settings, site, traffic
 
 from .browser import Browser, browser
 from .conftest import HOSTS, eventually
@@ -233,18 +232,8 @@ def test_the_directory_knows_the_household(passwords: dict[str, str]) -> None:
 def _directory() -> Iterator[ldap3.Server]:
     """Yield the outpost, over ssh to its host: it is in the network of the containers only."""
     address = machines.run_on(HOSTS[0], "docker", "inspect", "--format", _ADDRESS, "authentik-ldap").strip()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = machines.ssh_command(HOSTS[0])
-    forward = [words[0], "-N", "-L", f"127.0.0.1:{port}:{address}:3389", *words[1:]]
-    with subprocess.Popen(forward, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tunnel:
-        try:
-            server = ldap3.Server("127.0.0.1", port, get_info=ldap3.NONE, connect_timeout=5)
-            eventually(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 20, "a way to the outpost")
-            yield server
-        finally:
-            tunnel.terminate()
+    with traffic.forwarded(HOSTS[0], f"{address}:3389") as port:
+        yield ldap3.Server("127.0.0.1", port, get_info=ldap3.NONE, connect_timeout=5)
 
 
 _ADDRESS = "{{.NetworkSettings.Networks.kitestacks.IPAddress}}"
