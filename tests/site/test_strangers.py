@@ -9,8 +9,9 @@ import docker
 import pytest
 
 from lab import machines, settings
+from lab.shell import LabError
 
-from .conftest import HOSTS
+from .conftest import HOSTS, eventually
 
 
 def _guest(*command: str) -> tuple[int, str]:
@@ -49,6 +50,22 @@ def test_the_owners_device_reaches_ssh_over_the_tailnet_and_nothing_else(homelab
             assert code != 0, f"{host}:{port} answered"
     log = machines.run_on("monk", "journalctl", "-u", "tailscaled", "--no-pager", "-n", "400")
     assert "no rules matched" in log
+
+
+def test_what_is_for_the_tailnet_goes_nowhere_else(homelab: None) -> None:
+    """Without tailscaled its addresses are not asked for at the provider's, where anybody could answer."""
+    address = machines.tailnet_address("kscloud1")
+    attempt = ("timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{address}/8081")
+    containers = ("docker", "exec", "postgresql", *attempt)
+    machines.run_on("monk", *attempt)
+    machines.run_on("monk", "systemctl", "stop", "tailscaled.service")
+    try:
+        for words in (attempt, containers):
+            with pytest.raises(LabError, match="Connection refused"):
+                machines.run_on("monk", *words)
+    finally:
+        machines.run_on("monk", "systemctl", "start", "tailscaled.service")
+    eventually(lambda: machines.can_connect("monk", address, 8081), 30, "monk is in the tailnet again")
 
 
 @pytest.mark.parametrize(
