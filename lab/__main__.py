@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from lab import certificates, engine, faults, images, machines, settings, status
+from lab import engine, faults, images, machines, settings, status, traffic
 from lab.shell import LabError
 
 
@@ -89,10 +89,7 @@ def _heal(_arguments: argparse.Namespace, _rest: Sequence[str]) -> int:
 
 def _curl(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     url = arguments.url if "//" in arguments.url else f"https://{arguments.url}"
-    way = ["--cacert", str(certificates.CA), "--connect-to", f"::{settings.CLOUDFLARE.address}:443"]
-    if arguments.via:
-        way += ["--header", f"X-Lab-Connector: {machines.address(arguments.via)}"]
-    return subprocess.run(["curl", "--silent", "--show-error", *way, *rest, url], check=False).returncode
+    return subprocess.run([*traffic.curl(arguments.via), *rest, url], check=False).returncode
 
 
 def _parser() -> argparse.ArgumentParser:

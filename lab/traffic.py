@@ -66,6 +66,13 @@ def request(port: int, hostname: str, path: str = "/", method: str = "GET", time
     return _answer(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout), hostname, path, method, {})
 
 
+def curl(via: str = "") -> list[str]:
+    """Return the words of a curl that asks for public names as `visit` does; options and the URL follow them."""
+    way = ["--silent", "--show-error", "--cacert", str(certificates.CA)]
+    way += ["--connect-to", f"::{settings.CLOUDFLARE.address}:443"]
+    return ["curl", *way, *(["--header", f"X-Lab-Connector: {machines.address(via)}"] if via else [])]
+
+
 class _Visitor(http.client.HTTPSConnection):
     """A connection to the lab's Cloudflare, which is where every public name leads."""
 

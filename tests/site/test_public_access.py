@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import certificates, faults, machines, settings, site, traffic
+from lab import faults, machines, settings, site, traffic
 from lab.traffic import Answer
 
 from .conftest import HOSTS, WWW, eventually
@@ -165,18 +165,9 @@ def test_the_service_learns_the_visitors_address_and_believes_nobody_else(host: 
     assert "192.0.2." not in told["x-forwarded-for"]
 
 
-def _curl(*words: str) -> subprocess.CompletedProcess[bytes]:
-    """Run curl against the lab's Cloudflare."""
-    way = ("--cacert", str(certificates.CA), "--connect-to", f"::{settings.CLOUDFLARE.address}:443", "-sS", "-N")
-    return subprocess.run(["curl", *way, *words], check=True, capture_output=True)
-
-
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_stream_arrives_as_it_is_made(host: str) -> None:
-    words = [
-        *("curl", "-sS", "-N", "--cacert", str(certificates.CA), "-H", f"X-Lab-Connector: {machines.address(host)}")
-    ]
-    words += ["--connect-to", f"::{settings.CLOUDFLARE.address}:443", f"https://{WHOAMI}/stream?n=8&gap=0.5"]
+    words = [*traffic.curl(via=host), "--no-buffer", f"https://{WHOAMI}/stream?n=8&gap=0.5"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as curl:
         assert curl.stdout is not None
         arrived = [time.monotonic() for line in curl.stdout if line.startswith(b"data: ")]
@@ -208,12 +199,9 @@ def test_a_websocket_stays_open_over_a_reload(host: str) -> None:
 
 def test_a_gigabyte_upload_needs_no_memory() -> None:
     size = 1 << 30
-    words = ("-X", "POST", "-T", "-", "-H", "Expect:", "-H", f"X-Lab-Connector: {machines.address('kscloud1')}")
+    words = [*traffic.curl(via="kscloud1"), "-X", "POST", "-T", "-", "-H", "Expect:", f"https://{WHOAMI}/"]
     with subprocess.Popen(["head", "-c", str(size), "/dev/zero"], stdout=subprocess.PIPE) as zeros:
-        way = ("--cacert", str(certificates.CA), "--connect-to", f"::{settings.CLOUDFLARE.address}:443", "-sS")
-        done = subprocess.run(
-            ["curl", *way, *words, f"https://{WHOAMI}/"], stdin=zeros.stdout, check=True, capture_output=True
-        )
+        done = subprocess.run(words, stdin=zeros.stdout, check=True, capture_output=True)
     assert json.loads(done.stdout) == {"size": size}
     for host in HOSTS:
         for container in ("edge", "edge-spare", "cloudflared"):
@@ -256,7 +244,8 @@ def test_access_guards_a_service_when_it_is_wanted() -> None:
     assert traffic.visit(WWW).status == 200
     traffic.cloudflare("POST", "/_edge/settings", {"service_tokens": {"robot": "word"}})
     token = ("-H", "CF-Access-Client-Id: robot", "-H", "CF-Access-Client-Secret: word")
-    assert json.loads(_curl(*token, f"https://{WHOAMI}/").stdout)["path"] == "/"
+    done = subprocess.run([*traffic.curl(), *token, f"https://{WHOAMI}/"], check=True, capture_output=True)
+    assert json.loads(done.stdout)["path"] == "/"
     traffic.cloudflare("POST", "/_edge/settings", {"service_tokens": {}})
     run = site.play("tests/site/whoami/site.yml", *options, show="nothing", more=MORE)
     assert run.rc == 0, run.output
