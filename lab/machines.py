@@ -267,10 +267,14 @@ def tailnet_address(host: str) -> str:
     return run_on(host, "tailscale", "ip", "-4")
 
 
+def connecting(address: str, port: int) -> tuple[str, ...]:
+    """Return the words of a command that opens a TCP connection within three seconds, or fails and says why."""
+    return ("timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
+
+
 def can_connect(host: str, address: str, port: int) -> bool:
     """Tell whether a TCP connection from a host to an address opens within three seconds."""
-    attempt = ("timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
-    return run("docker", "exec", host, *attempt, check=False).returncode == 0
+    return run("docker", "exec", host, *connecting(address, port), check=False).returncode == 0
 
 
 def edge_services(host: str) -> dict[str, int]:

@@ -157,16 +157,17 @@ def services_more(more: Path) -> Iterator[None]:
     """Have the services of a folder (site.yml, inventory.yml, roles) beside the homelab; take them away again."""
     quick = ("--skip-tags", "base,docker,tailscale")
     _play_well(str((more / "site.yml").relative_to(settings.ROOT)), *quick, more=more)
-    yield
-    _play_well("site.yml", *quick)
+    try:
+        yield
+    finally:
+        _play_well("site.yml", *quick)
 
 
-def _play_well(playbook: str, *options: str, more: Path | None = None) -> Run:
+def _play_well(playbook: str, *options: str, more: Path | None = None) -> None:
     """Run a playbook as `play` does, without a word; LabError, with all that it said, when it fails."""
     run = play(playbook, *options, show="nothing", more=more)
     if run.rc != 0:
         raise LabError(f"{playbook} failed\n{run.output}")
-    return run
 
 
 def report(run: Run) -> Sequence[str]:

@@ -70,7 +70,12 @@ def curl(via: str = "") -> list[str]:
     """Return the words of a curl that asks for public names as `visit` does; options and the URL follow them."""
     way = ["--silent", "--show-error", "--cacert", str(certificates.CA)]
     way += ["--connect-to", f"::{settings.CLOUDFLARE.address}:443"]
-    return ["curl", *way, *(["--header", f"X-Lab-Connector: {machines.address(via)}"] if via else [])]
+    return ["curl", *way, *(word for name, value in _pinned(via).items() for word in ("--header", f"{name}: {value}"))]
+
+
+def _pinned(via: str) -> dict[str, str]:
+    """Return the headers that make the connector of a host take the request; none for ""."""
+    return {"X-Lab-Connector": machines.address(via)} if via else {}
 
 
 class _Visitor(http.client.HTTPSConnection):
@@ -92,15 +97,14 @@ def visit(hostname: str, path: str = "/", method: str = "GET", timeout: float = 
 
     `via` is the host whose connector shall take the request; "" leaves the choice to Cloudflare.
     """
-    headers = {"X-Lab-Connector": machines.address(via)} if via else {}
-    return _answer(_Visitor(hostname, timeout=timeout), hostname, path, method, headers)
+    return _answer(_Visitor(hostname, timeout=timeout), hostname, path, method, _pinned(via))
 
 
 def websocket(hostname: str, path: str = "/", via: str = "") -> ssl.SSLSocket:
     """Open a WebSocket to a public name; what is sent and received are its bytes as they are."""
     connection = _Visitor(hostname, timeout=10)
     connection.connect()
-    pinned = f"X-Lab-Connector: {machines.address(via)}\r\n" if via else ""
+    pinned = "".join(f"{name}: {value}\r\n" for name, value in _pinned(via).items())
     head = f"GET {path} HTTP/1.1\r\nHost: {hostname}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{pinned}"
     stream: ssl.SSLSocket = connection.sock
     stream.sendall(f"{head}Sec-WebSocket-Key: a2l0ZXN0YWNrcy1sYWIhIQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())

@@ -55,7 +55,7 @@ def test_the_owners_device_reaches_ssh_over_the_tailnet_and_nothing_else(homelab
 def test_what_is_for_the_tailnet_goes_nowhere_else(homelab: None) -> None:
     """Without tailscaled its addresses are not asked for at the provider's, where anybody could answer."""
     address = machines.tailnet_address("kscloud1")
-    attempt = ("timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{address}/8081")
+    attempt = machines.connecting(address, 8081)
     containers = ("docker", "exec", "postgresql", *attempt)
     machines.run_on("monk", *attempt)
     machines.run_on("monk", "systemctl", "stop", "tailscaled.service")
